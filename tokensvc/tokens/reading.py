@@ -86,6 +86,10 @@ def _read_object(segment: str, where: str, findings: Findings) -> Mapping[str, o
             object_pairs_hook=lambda pairs: _object(pairs, duplicates),
             parse_constant=_refuse_constant,
         )
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        findings.refuse("lone_surrogate", where, f"the {where} holds a lone surrogate")
+        return None
     except (ValueError, RecursionError):
         findings.refuse("json", where, f"the {where} is not JSON")
         return None
