@@ -1,0 +1,332 @@
+"""Settings: what an operator may choose, each declared once with its unit, bounds and default.
+
+Every setting is an environment variable `TOKENSVC_<NAME>`; unless it names a path itself, it may also
+come from a file named by `TOKENSVC_<NAME>_FILE` (a mounted secret). `Settings.load` reports everything
+that is wrong in one `ConfigurationError`, and refuses variables it does not know, since a misspelt
+limit that is silently ignored is a limit that is not there.
+
+Only `cli` and `http/app.py` read settings; all other code takes plain values. A secret never shows in
+`repr(settings)` or in `describe(settings)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+import environs
+from environs import validate
+
+from tokensvc.errors import ConfigurationError
+from tokensvc.tokens.limits import MAX_DURATION_MINUTES, REGIONS
+
+__all__ = ["PREFIX", "SettingRow", "Settings", "describe"]
+
+PREFIX: Final = "TOKENSVC_"
+_FILE_SUFFIX: Final = "_FILE"
+
+Reader = Callable[[environs.Env, str], Any]
+
+
+def _setting(doc: str, read: Reader, default: Any, *, unit: str = "", path: bool = False) -> Any:
+    """Declare one setting; a `path` names a file itself and is not read from one."""
+    return field(
+        default=default, metadata={"doc": doc, "read": read, "unit": unit, "path": path}, repr=False
+    )
+
+
+def _text(env: environs.Env, name: str) -> str:
+    return env.str(name, validate=validate.Length(min=1))
+
+
+def _choice(*allowed: str) -> Reader:
+    return lambda env, name: env.str(name, validate=validate.OneOf(allowed)).lower()
+
+
+def _whole(low: int, high: int) -> Reader:
+    return lambda env, name: env.int(name, validate=validate.Range(low, high))
+
+
+def _number(low: float, high: float) -> Reader:
+    return lambda env, name: env.float(name, validate=validate.Range(low, high))
+
+
+def _path(env: environs.Env, name: str) -> Path:
+    return Path(_text(env, name)).expanduser()
+
+
+def _regions(env: environs.Env, name: str) -> tuple[str, ...]:
+    named = [part.strip() for part in cast("list[str]", env.list(name)) if part.strip()]
+    for region in named:
+        if region not in REGIONS:
+            known = ", ".join(REGIONS)
+            raise environs.EnvValidationError("", [f"{region!r} has no IVS Real-Time; use {known}"])
+    return tuple(dict.fromkeys(named))
+
+
+def _ring_id(env: environs.Env, name: str) -> str:
+    pattern = validate.Regexp(r"^[a-z0-9-]{1,32}\Z", error="Must be 1 to 32 of a-z, 0-9 and -.")
+    return env.str(name, validate=pattern)
+
+
+def _http_url(env: environs.Env, name: str) -> str:
+    pattern = validate.Regexp(r"^https?://[^\s/]+", error="Must start with http:// or https://.")
+    return env.str(name, validate=pattern)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, with its value; `load` makes one from the environment."""
+
+    host: str = _setting("Address the service listens on.", _text, "127.0.0.1")
+    port: int = _setting("Port the service listens on.", _whole(0, 65_535), 8080)
+    emulator_host: str = _setting("Address the IVS emulator listens on.", _text, "127.0.0.1")
+    emulator_port: int = _setting("Port the IVS emulator listens on.", _whole(0, 65_535), 8090)
+
+    data_dir: Path = _setting(  # noqa: RUF009 - a field, which dataclass takes apart
+        "Folder of the embedded store and of the local master key.", _path, Path("keys"), path=True
+    )
+    database_url: str = _setting(
+        "SQLAlchemy URL of the store; default: tokensvc.db in the data folder.", _text, ""
+    )
+    master_key_file: Path = _setting(  # noqa: RUF009 - as above
+        "File of the master key that seals private halves; default: master.key in the data folder.",
+        _path,
+        Path(),
+        path=True,
+    )
+    ring_id: str = _setting(
+        "Name of this key ring; keys in IVS that carry another ring's name are never touched.",
+        _ring_id,
+        "default",
+    )
+    regions: tuple[str, ...] = _setting(
+        "Regions to sign for, comma-separated. `serve` has no default: a guess would import keys.",
+        _regions,
+        (),
+    )
+
+    aws_endpoint_url: str | None = _setting(
+        "Endpoint of Amazon IVS Real-Time instead of AWS's own; for the emulator.", _http_url, None
+    )
+    aws_connect_timeout: float = _setting(
+        "Longest wait for a connection to AWS.", _number(0.1, 30), 1.0, unit="seconds"
+    )
+    aws_read_timeout: float = _setting(
+        "Longest wait for an answer from AWS.", _number(0.1, 60), 3.0, unit="seconds"
+    )
+    aws_max_attempts: int = _setting(
+        "Tries of one AWS call, the first included.", _whole(1, 10), 2, unit="calls"
+    )
+    aws_call_share: float = _setting(
+        "Share of IVS's calls-per-second quotas that this process may use; divide 1 by the number"
+        " of processes that share the account.",
+        _number(0.001, 1),
+        1.0,
+        unit="of 1",
+    )
+    signer: str = _setting(
+        "What signs: aws-lc, openssl, or auto (AWS-LC, OpenSSL where awscrt is missing).",
+        _choice("auto", "aws-lc", "openssl"),
+        "auto",
+    )
+    stage_cache_ttl: int = _setting(
+        "How long a stage's endpoints stay fresh; IVS allows 14 days.",
+        _whole(1, 1_209_600),
+        3600,
+        unit="seconds",
+    )
+    negative_ttl: int = _setting(
+        "How long `no such stage` is remembered.", _whole(1, 60), 5, unit="seconds"
+    )
+
+    max_duration: int = _setting(
+        "Longest token a caller may ask for; IVS allows 20160.",
+        _whole(1, MAX_DURATION_MINUTES),
+        MAX_DURATION_MINUTES,
+        unit="minutes",
+    )
+    iat_backdate: int = _setting(
+        "How far `iat` is set back for verifiers whose clock is slow; `exp` never moves.",
+        _whole(0, 60),
+        5,
+        unit="seconds",
+    )
+    max_batch: int = _setting("Tokens in one batch.", _whole(1, 1000), 1000, unit="tokens")
+    max_body_bytes: int = _setting(
+        "Largest request body, batches apart.", _whole(1024, 1_048_576), 32_768, unit="bytes"
+    )
+    max_batch_body_bytes: int = _setting(
+        "Largest body of a batch.", _whole(1024, 4_194_304), 2_097_152, unit="bytes"
+    )
+
+    log_level: str = _setting(
+        "Least severe level logged.", _choice("debug", "info", "warning", "error"), "info"
+    )
+    log_format: str = _setting(
+        "json, one object a line, or console.", _choice("json", "console"), "json"
+    )
+    workers: int = _setting("Serving processes.", _whole(1, 64), 1, unit="processes")
+    max_connections: int = _setting(
+        "Connections of one worker; more are answered 503.",
+        _whole(16, 65_536),
+        4096,
+        unit="connections",
+    )
+    shutdown_grace: int = _setting(
+        "How long requests under way may take to finish at shutdown.",
+        _whole(1, 300),
+        20,
+        unit="seconds",
+    )
+    caller_refresh: float = _setting(
+        "How often callers (API keys) are read from the store.",
+        _number(0.1, 60),
+        1.0,
+        unit="seconds",
+    )
+    ring_refresh: float = _setting(
+        "How often the key ring is read from the store.", _number(0.1, 60), 1.0, unit="seconds"
+    )
+
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each value that is not a default came from, by field name."""
+
+    def __post_init__(self) -> None:
+        if not self.database_url:
+            url = f"sqlite+aiosqlite:///{self.data_dir / 'tokensvc.db'}"
+            object.__setattr__(self, "database_url", url)
+        if self.master_key_file == Path():
+            object.__setattr__(self, "master_key_file", self.data_dir / "master.key")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:
+        """Read the settings from `environ` (the process's environment where None).
+
+        `overrides` are values by field name that come before the environment, as options of a
+        command do; None means "not given". Raises ConfigurationError that lists, one a line, every
+        variable that is unknown, unreadable, or out of its bounds.
+        """
+        environ = os.environ if environ is None else environ
+        env = _Environment(environ)
+        faults = _unknown_variables(environ)
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for spec in _specs():
+            if overrides.get(spec.name) is not None:
+                values[spec.name] = overrides[spec.name]
+                sources[spec.name] = "override"
+                continue
+            try:
+                source = env.source(spec)
+                if source is not None:
+                    values[spec.name] = spec.metadata["read"](env, spec.name.upper())
+                    sources[spec.name] = source
+            except environs.EnvValidationError as fault:
+                faults.append(f"{variable(spec)}: {' '.join(map(str, fault.error_messages))}")
+            except ConfigurationError as fault:
+                faults.append(fault.detail)
+        if faults:
+            raise ConfigurationError("\n".join(faults))
+        return cls(**values, sources=sources)
+
+    def require_regions(self) -> tuple[str, ...]:
+        """Return the Regions; raises ConfigurationError where none is set."""
+        if not self.regions:
+            raise ConfigurationError(
+                f"{PREFIX}REGIONS is not set: name the Regions of your stages, such as eu-central-1"
+                f" (IVS Real-Time has {', '.join(REGIONS)})"
+            )
+        return self.regions
+
+
+def _specs() -> list[dataclasses.Field[Any]]:
+    return [spec for spec in dataclasses.fields(Settings) if "doc" in spec.metadata]
+
+
+def variable(spec: dataclasses.Field[Any]) -> str:
+    """Return the name of a setting's environment variable."""
+    return PREFIX + spec.name.upper()
+
+
+class _Environment(environs.Env):
+    """environs over a given mapping, with `_FILE`; its own FileAwareEnv reads only the process's."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(prefix=PREFIX)
+        self._given = environ
+        self._from_files: dict[str, str] = {}
+
+    def source(self, spec: dataclasses.Field[Any]) -> str | None:
+        """Say where a setting's value comes from (None: nowhere), reading its file if it has one."""
+        name, file_name = variable(spec), variable(spec) + _FILE_SUFFIX
+        path = None if spec.metadata["path"] else self._given.get(file_name)
+        if path is None:
+            return "environment" if name in self._given else None
+        if name in self._given:
+            raise ConfigurationError(f"{name} and {file_name} are both set: which one is meant?")
+        try:
+            self._from_files[name] = Path(path).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+            raise ConfigurationError(f"{file_name}: cannot read {path}: {reason}") from None
+        return f"file {path}"
+
+    def _get_value(self, env_key: str, default: Any) -> Any:
+        return self._from_files.get(env_key, self._given.get(env_key, default))
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    known = {variable(spec) for spec in _specs()}
+    known |= {variable(spec) + _FILE_SUFFIX for spec in _specs() if not spec.metadata["path"]}
+    faults = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+            faults.append(f"{name} is not a setting; the closest is {close[0]}")
+    return faults
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as `tokensvc settings` prints it; `value` is fit to be shown."""
+
+    name: str
+    value: str
+    default: str
+    unit: str
+    source: str
+    doc: str
+
+
+_URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^@\s]*@")
+
+
+def describe(settings: Settings) -> list[SettingRow]:
+    """Return a row for every setting, in the order of declaration, passwords masked."""
+    defaults = Settings()
+    return [
+        SettingRow(
+            name=variable(spec),
+            value=_shown(getattr(settings, spec.name)),
+            default=_shown(getattr(defaults, spec.name)),
+            unit=spec.metadata["unit"],
+            source=settings.sources.get(spec.name, "default"),
+            doc=spec.metadata["doc"],
+        )
+        for spec in _specs()
+    ]
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return _URL_PASSWORD.sub(r"\1:***@", str(value))
