@@ -1,0 +1,56 @@
+"""Metrics are per process, countable, and their labels stay few."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tokensvc.telemetry.metrics import Metrics
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def test_every_outcome_is_counted_under_its_labels() -> None:
+    metrics = Metrics()
+    metrics.token_issued("local", "eu-central-1")
+    metrics.token_issued("local", "eu-central-1")
+    metrics.item_refused("invalid_request")
+    metrics.request_answered("POST", "/v1/tokens", 201, "")
+    metrics.minted(0.0002)
+    metrics.canary_signed("eu-central-1", ok=False)
+    samples = _samples(metrics)
+
+    def value(name: str, **labels: str) -> float:
+        return samples[name, frozenset(labels.items())]
+
+    assert value("tokensvc_tokens_issued_total", issuer="local", region="eu-central-1") == 2
+    assert value("tokensvc_batch_items_refused_total", code="invalid_request") == 1
+    assert (
+        value(
+            "tokensvc_http_requests_total", method="POST", route="/v1/tokens", status="201", code=""
+        )
+        == 1
+    )
+    assert value("tokensvc_mint_seconds_count") == 1
+    assert value("tokensvc_signer_canary_ok", region="eu-central-1") == 0
+
+
+def test_a_views_age_is_taken_at_the_scrape() -> None:
+    metrics = Metrics()
+    age = 1.0
+    metrics.watch_age("ring", lambda: age)
+    key = ("tokensvc_view_age_seconds", frozenset({("view", "ring")}))
+    assert _samples(metrics)[key] == 1.0
+    age = 7.5
+    assert _samples(metrics)[key] == 7.5
+
+
+def test_two_services_in_one_process_do_not_share_counters() -> None:
+    first, second = Metrics(), Metrics()
+    first.token_issued("ivs", "us-east-1")
+    assert b'issuer="ivs"' not in second.render()

@@ -1,0 +1,112 @@
+"""Logging: one JSON object a line on standard error, for our events and for the libraries' alike.
+
+structlog renders ours; the standard library's loggers (uvicorn, asyncio, botocore, SQLAlchemy) go
+through the same processors and the same renderer. Facts bound with `structlog.contextvars`, such as
+the request id, appear on every line logged while they are bound. The last processor redacts.
+Tracebacks are plain text and never show local variables, where keys and tokens live.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+from tokensvc.telemetry.redaction import redact_event
+
+__all__ = ["configure_logging"]
+
+_QUIET: Final = ("asyncio", "aiosqlite", "boto3", "botocore", "s3transfer", "urllib3")
+"""Libraries whose lower levels describe whole requests: warnings and worse only, at any level."""
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def configure_logging(
+    level: str = "info", log_format: str = "json", stream: TextIO | None = None
+) -> None:
+    """Set up logging for this process; may be called again, the last call wins.
+
+    `level` is debug, info, warning or error; `log_format` is json or console; `stream` is standard
+    error where None.
+    """
+    stream = sys.stderr if stream is None else stream
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            *_enrichment(),
+            structlog.processors.format_exc_info,
+            redact_event,
+            _renderer(log_format),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_NamedLoggers(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_enrichment()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                redact_event,
+                _renderer(log_format),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+class _NamedLine(structlog.WriteLogger):
+    """Writes lines, and knows the name that `get_logger` was given."""
+
+    def __init__(self, stream: TextIO, name: str | None) -> None:
+        super().__init__(stream)
+        self.name = name
+
+
+class _NamedLoggers:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, *args: Any) -> _NamedLine:
+        return _NamedLine(self._stream, args[0] if args else None)
+
+
+def _enrichment() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _add_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+
+
+def _add_name(logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
+    name = getattr(logger, "name", None)
+    if name is not None:
+        event.setdefault("logger", name)
+    return event
+
+
+def _renderer(log_format: str) -> Processor:
+    if log_format == "console":
+        return structlog.dev.ConsoleRenderer(colors=False)
+    return _render_json
+
+
+def _render_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+    # A lone surrogate would make the encoder raise, and a log line must not fail its caller.
+    try:
+        return _encode(event).decode("utf-8")
+    except UnicodeEncodeError:
+        return _encode({name: repr(value) for name, value in event.items()}).decode("utf-8")
