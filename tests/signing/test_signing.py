@@ -1,0 +1,170 @@
+"""The signing core: signatures that verify, one object for kid and key, no way out for a secret."""
+
+import copy
+import pickle
+import sys
+
+import jwt
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokensvc.errors import ConfigurationError, KeyMismatchError
+from tokensvc.signing import (
+    SigningKey,
+    generate_private_key,
+    load_public_key,
+    load_signer,
+    public_key_der,
+    public_key_pem,
+    self_check,
+    signatures_per_second,
+)
+from tokensvc.tokens.arn import InvalidArnError
+
+KID = "arn:aws:ivs:eu-central-1:123456789012:public-key/f99cde61-c2b0-4df3-8941-ca7d38acca1a"
+BACKENDS = ["aws-lc", "openssl"]
+DER = generate_private_key()
+PEM = public_key_pem(DER)
+
+
+def verify(signature: bytes, message: bytes) -> None:
+    der = encode_dss_signature(
+        int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
+    )
+    load_public_key(PEM).verify(der, message, ec.ECDSA(SHA384()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(message=st.binary(max_size=2000))
+def test_every_signature_is_96_bytes_and_verifies(backend, message):
+    signature = load_signer(DER, backend).sign(message)
+    assert len(signature) == 96
+    verify(signature, message)
+    with pytest.raises(InvalidSignature):
+        verify(signature, message + b"x")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_short_numbers_are_padded(backend):
+    # One in 256 signatures has an R with a leading zero byte; 2,000 hold some with near certainty.
+    signer = load_signer(DER, backend)
+    signatures = [signer.sign(number.to_bytes(4, "big")) for number in range(2000)]
+    assert {len(signature) for signature in signatures} == {96}
+    short = next(
+        i for i, signature in enumerate(signatures) if signature[0] == 0 or signature[48] == 0
+    )
+    verify(signatures[short], short.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_minted_token_verifies_with_pyjwt(backend):
+    key = SigningKey("k1", KID, load_signer(DER, backend))
+    token = key.mint({"user_id": "Zoë"})
+    assert jwt.decode(token, load_public_key(PEM), algorithms=["ES384"]) == {"user_id": "Zoë"}
+    assert jwt.get_unverified_header(token) == {"alg": "ES384", "typ": "JWT", "kid": KID}
+    assert (key.backend, key.region, key.arn, key.key_id) == (backend, "eu-central-1", KID, "k1")
+    assert key.public_key_der == public_key_der(DER)
+
+
+def test_aws_lc_is_the_default():
+    assert load_signer(DER).backend == "aws-lc"
+
+
+def test_openssl_signs_where_awscrt_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "awscrt", None)
+    monkeypatch.setitem(sys.modules, "awscrt.crypto", None)
+    monkeypatch.delitem(sys.modules, "tokensvc.signing.awslc", raising=False)
+    assert load_signer(DER).backend == "openssl"
+    with pytest.raises(ConfigurationError, match="awscrt"):
+        load_signer(DER, "aws-lc")
+
+
+def other_keys():
+    p256 = ec.generate_private_key(ec.SECP256R1())
+    ed = ed25519.Ed25519PrivateKey.generate()
+    for key in (p256, ed):
+        yield key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    yield b"not a key"
+    yield b""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("der", list(other_keys()), ids=["P-256", "Ed25519", "noise", "empty"])
+def test_other_keys_are_refused(backend, der):
+    with pytest.raises(ValueError, match=r"P-384|PKCS"):
+        load_signer(der, backend)
+
+
+def test_a_key_and_its_kid_cannot_be_taken_apart():
+    key = SigningKey("k1", KID, load_signer(DER))
+    for change in (
+        lambda: setattr(key, "_arn", None),
+        lambda: setattr(key, "_signer", None),
+        lambda: setattr(key, "arn", KID),
+        lambda: delattr(key, "_signer"),
+    ):
+        with pytest.raises(AttributeError):
+            change()
+    with pytest.raises(InvalidArnError):
+        SigningKey("k1", "arn:aws:ivs:eu-central-1:123456789012:stage/abc", load_signer(DER))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_repr_pickle_or_copy_of_a_private_key(backend):
+    signer = load_signer(DER, backend)
+    for holder in (signer, SigningKey("k1", KID, signer)):
+        assert DER.hex() not in repr(holder)
+        assert str(DER) not in repr(holder)
+        assert repr(holder).startswith("<")
+        assert len(repr(holder)) < 140
+        for way in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="private key"):
+                way(holder)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_self_check_passes_for_the_imported_key(backend):
+    self_check(SigningKey("k1", KID, load_signer(DER, backend)), PEM)
+    self_check(SigningKey("k1", KID, load_signer(DER, backend)), PEM.replace("\n", "\r\n"))
+
+
+def test_the_self_check_refuses_another_imported_key():
+    key = SigningKey("k1", KID, load_signer(DER))
+    with pytest.raises(KeyMismatchError, match="another public key"):
+        self_check(key, public_key_pem(generate_private_key()))
+    with pytest.raises(KeyMismatchError, match="something else"):
+        self_check(key, "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
+
+
+class LyingSigner:
+    """Claims one public key and signs with another, as a mixed-up key store would."""
+
+    backend = "openssl"
+
+    def __init__(self) -> None:
+        self.public_key_der = public_key_der(DER)
+        self.sign = load_signer(generate_private_key()).sign
+
+
+class BrokenSigner(LyingSigner):
+    """Returns noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sign = lambda _message: bytes(96)
+
+
+@pytest.mark.parametrize("signer", [LyingSigner(), BrokenSigner()])
+def test_the_self_check_refuses_a_signature_that_does_not_verify(signer):
+    with pytest.raises(KeyMismatchError, match="does not verify"):
+        self_check(SigningKey("k1", KID, signer), PEM)
+
+
+def test_the_measured_speed_is_a_rate():
+    assert signatures_per_second(load_signer(DER)) > 0
