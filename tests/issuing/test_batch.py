@@ -1,0 +1,131 @@
+"""A batch answers every item, in order, without one spoiling another or the loop being held."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokensvc.errors import InvalidRequestError, TokenServiceError
+from tokensvc.issuing.batch import issue_batch
+from tokensvc.issuing.issuer import IssuedToken, TokenIssuer
+from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
+from tokensvc.tokens.claims import TokenRequest
+
+Ask = Callable[..., TokenRequest]
+
+
+def code(outcome: IssuedToken | TokenServiceError) -> str:
+    return outcome.code if isinstance(outcome, TokenServiceError) else outcome.issuer
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["local", "ivs", "invalid", "unknown stage", "bug", "no key"]), max_size=25
+    )
+)
+async def test_order_is_kept_and_a_bad_item_spoils_only_itself(
+    world: Any, issuer: TokenIssuer, ask: Ask, kinds: list[str]
+) -> None:
+    world.unknown_stages.add("gone")
+    world.broken_stages.add("broken")
+    other = ask().stage.__class__("us-east-1", "123456789012", "s")
+    make = {
+        "local": lambda n: ask(user_id=f"user{n}"),
+        "ivs": lambda n: ask(user_id=f"user{n}", issuer="ivs"),
+        "invalid": lambda _: InvalidRequestError("bad"),
+        "unknown stage": lambda _: ask("gone"),
+        "bug": lambda _: ask("broken"),
+        "no key": lambda _: TokenRequest(other, issuer="local"),
+    }
+    expected = {
+        "local": "local",
+        "ivs": "ivs",
+        "invalid": "invalid_request",
+        "unknown stage": "stage_not_found",
+        "bug": "internal",
+        "no key": "no_signing_key",
+    }
+    items = [make[kind](n) for n, kind in enumerate(kinds)]
+    outcomes = await issue_batch(issuer, items, LoopSlices())
+    assert [code(outcome) for outcome in outcomes] == [expected[kind] for kind in kinds]
+    for n, outcome in enumerate(outcomes):
+        if isinstance(outcome, IssuedToken):
+            assert outcome.user_id == f"user{n}"
+            if outcome.issuer == "local":
+                assert world.verify(outcome.token)["user_id"] == f"user{n}"
+
+
+async def test_each_stage_is_looked_up_once(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
+    outcomes = await issue_batch(issuer, [ask(f"stage{n % 7}") for n in range(100)], LoopSlices())
+    assert all(isinstance(outcome, IssuedToken) for outcome in outcomes)
+    assert set(world.lookups.values()) == {1}
+    assert len(world.lookups) == 7
+
+
+async def test_lookups_run_several_at_a_time_but_not_all(
+    world: Any, issuer: TokenIssuer, ask: Ask, monkeypatch: Any
+) -> None:
+    running, most = 0, 0
+    get = world.get
+
+    async def slow(stage: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        running -= 1
+        return await get(stage)
+
+    monkeypatch.setattr(world, "get", slow)
+    await issue_batch(issuer, [ask(f"s{n}") for n in range(50)], LoopSlices())
+    assert 1 < most <= 8
+
+
+async def test_a_failing_fallback_is_that_items_answer(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.ivs_fails = True
+    outcomes = await issue_batch(issuer, [ask(), ask(issuer="ivs"), ask()], LoopSlices())
+    assert [code(outcome) for outcome in outcomes] == ["local", "ivs_throttled", "local"]
+
+
+async def test_others_run_whenever_a_slice_is_spent(
+    world: Any, issuer: TokenIssuer, ask: Ask, monkeypatch: Any
+) -> None:
+    """Every signature takes a millisecond here, so at most three fit between two breaths."""
+    now = 0.0
+    held: list[float] = []
+    breaths = 0
+
+    def costly_id() -> str:
+        nonlocal now
+        now += 0.001
+        return f"id{now}"
+
+    monkeypatch.setattr(issuer, "_new_id", costly_id)
+
+    async def somebody_else() -> None:
+        nonlocal breaths
+        last = now
+        while True:
+            await asyncio.sleep(0)
+            breaths += 1
+            held.append(now - last)
+            last = now
+
+    other = asyncio.create_task(somebody_else())
+    outcomes = await issue_batch(issuer, [ask()] * 300, LoopSlices(lambda: now))
+    other.cancel()
+    assert len(outcomes) == 300
+    assert breaths >= 100
+    assert max(held) <= SLICE_SECONDS + 0.001 + 1e-9
+
+
+async def test_an_empty_batch_has_an_empty_answer(issuer: TokenIssuer) -> None:
+    assert await issue_batch(issuer, [], LoopSlices()) == []

@@ -1,0 +1,117 @@
+"""A token handed out says what was asked, verifies, and names who issued it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokensvc.errors import IvsThrottledError, NoSigningKeyError, StageNotFoundError
+from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.tokens.claims import TokenRequest
+
+Ask = Callable[..., TokenRequest]
+
+
+async def test_a_local_token_verifies_and_carries_what_was_asked(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    request = ask(user_id="zoë", attributes={"team": "blå"}, capabilities=("SUBSCRIBE",))
+    issued = await issuer.issue(request)
+    claims = world.verify(issued.token)
+    assert claims["jti"] == issued.participant_id
+    assert claims["user_id"] == "zoë"
+    assert claims["attributes"] == {"team": "blå"}
+    assert claims["capabilities"] == {"allow_subscribe": True}
+    assert claims["resource"] == str(request.stage)
+    assert claims["events_url"] == "wss://events/stage1"
+    assert issued.issuer == "local"
+    assert issued.exchangeable is True
+    assert issued.key_arn == world.keys["eu-central-1"].arn
+    assert issued.expiration_time == datetime.fromtimestamp(claims["exp"], UTC)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(duration=st.integers(1, 20_160), now=st.floats(0, 4e9))
+async def test_exp_is_exact_and_never_more_than_14_days_after_iat(
+    world: Any, issuer: TokenIssuer, ask: Ask, duration: int, now: float
+) -> None:
+    world.now = now
+    claims = world.verify((await issuer.issue(ask(duration=duration))).token)
+    assert claims["exp"] == int(now) + duration * 60
+    assert int(now) - 5 <= claims["iat"] <= int(now)
+    assert claims["exp"] - claims["iat"] <= 14 * 24 * 3600
+    assert type(claims["exp"]) is type(claims["iat"]) is int
+
+
+async def test_auto_without_a_key_falls_back_and_says_so(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.keys.clear()
+    issued = await issuer.issue(ask(user_id="u"))
+    assert (issued.issuer, issued.key_arn, issued.exchangeable) == ("ivs", None, False)
+    assert issued.participant_id == "ivs1"
+    assert not world.lookups, "a fallback needs no endpoints"
+
+
+async def test_auto_falls_back_for_nothing_but_a_missing_key(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.unknown_stages.add("gone")
+    with pytest.raises(StageNotFoundError):
+        await issuer.issue(ask("gone"))
+    assert world.ivs_calls == []
+
+
+async def test_local_never_falls_back(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
+    world.keys.clear()
+    with pytest.raises(NoSigningKeyError):
+        await issuer.issue(ask(issuer="local"))
+    assert world.ivs_calls == []
+
+
+async def test_ivs_always_goes_to_ivs_and_its_refusal_is_the_answer(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    assert (await issuer.issue(ask(issuer="ivs"))).issuer == "ivs"
+    world.ivs_fails = True
+    with pytest.raises(IvsThrottledError):
+        await issuer.issue(ask(issuer="ivs"))
+
+
+async def test_a_key_that_goes_while_the_stage_is_looked_up_does_not_sign(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.during_lookup = world.keys.clear
+    assert (await issuer.issue(ask())).issuer == "ivs"
+
+
+async def test_every_token_has_an_id_of_its_own(issuer: TokenIssuer, ask: Ask) -> None:
+    ids = {(await issuer.issue(ask())).participant_id for _ in range(50)}
+    assert len(ids) == 50
+
+
+async def test_the_token_is_in_the_body_and_in_no_repr(issuer: TokenIssuer, ask: Ask) -> None:
+    issued = await issuer.issue(ask())
+    assert issued.token not in repr(issued)
+    assert issued.token not in str(issued.__rich_repr__())
+    body = msgspec.json.decode(msgspec.json.encode(issued))
+    assert body["token"] == issued.token
+    assert body["expirationTime"].endswith("Z")
+    assert list(body) == [
+        "token",
+        "participantId",
+        "userId",
+        "attributes",
+        "capabilities",
+        "duration",
+        "expirationTime",
+        "issuer",
+        "keyArn",
+        "exchangeable",
+    ]

@@ -1,0 +1,132 @@
+"""Issues many tokens at once; each item gets its own answer, in the order asked.
+
+Stages are looked up first, each once and several at a time; then everything that a local key signs is
+signed in slices; what must go to IVS follows, several calls at a time. A bad item spoils only itself:
+whatever goes wrong with it, foreseen or not, becomes that item's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeAlias, TypeVar
+
+import structlog
+
+from tokensvc.errors import TokenServiceError
+from tokensvc.issuing.issuer import IssuedToken, TokenIssuer
+from tokensvc.issuing.slices import LoopSlices
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest
+
+__all__ = ["BatchItem", "BatchOutcome", "issue_batch"]
+
+BatchItem: TypeAlias = TokenRequest | TokenServiceError
+BatchOutcome: TypeAlias = IssuedToken | TokenServiceError
+
+_CALLS_AT_ONCE: Final = 8
+"""AWS calls of one batch under way at the same time; the call budgets bound all batches together."""
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+async def issue_batch(
+    issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices
+) -> list[BatchOutcome]:
+    """Answer every item with its token or its error; raises only on cancellation.
+
+    An item that is an error already (a request that did not parse) keeps it.
+    """
+    batch = _Batch(issuer, items, slices)
+    await batch.look_up_stages()
+    await batch.sign_local()
+    await batch.ask_ivs()
+    return batch.outcomes()
+
+
+class _Batch:
+    def __init__(self, issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices) -> None:
+        self._issuer = issuer
+        self._items = items
+        self._slices = slices
+        self._done: dict[int, BatchOutcome] = {}
+        self._stages: dict[StageArn, StageEndpoints | TokenServiceError] = {}
+        self._for_ivs: list[tuple[int, TokenRequest]] = []
+
+    async def look_up_stages(self) -> None:
+        wanted: dict[StageArn, None] = {}
+        for index, item in enumerate(self._items):
+            await self._slices.breathe()
+            if isinstance(item, TokenServiceError):
+                self._done[index] = item
+                continue
+            try:
+                local = self._issuer.signs(item)
+            except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
+                self._done[index] = _as_answer(fault, index)
+                continue
+            if local:
+                wanted[item.stage] = None
+            else:
+                self._for_ivs.append((index, item))
+        await _several_at_once(wanted, self._look_up)
+
+    async def _look_up(self, stage: StageArn) -> None:
+        await self._slices.breathe()
+        try:
+            self._stages[stage] = await self._issuer.stage_endpoints(stage)
+        except Exception as fault:  # noqa: BLE001 - it becomes the answer of the stage's items
+            self._stages[stage] = _as_answer(fault, None)
+
+    async def sign_local(self) -> None:
+        for_ivs = {index for index, _ in self._for_ivs}
+        for index, item in enumerate(self._items):
+            if index in self._done or index in for_ivs or isinstance(item, TokenServiceError):
+                continue
+            endpoints = self._stages[item.stage]
+            if isinstance(endpoints, TokenServiceError):
+                self._done[index] = endpoints
+                continue
+            await self._slices.breathe()
+            try:
+                # Asked again, since the key may have gone while stages were looked up.
+                if self._issuer.signs(item):
+                    self._done[index] = self._issuer.sign(item, endpoints)
+                else:
+                    self._for_ivs.append((index, item))
+            except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
+                self._done[index] = _as_answer(fault, index)
+
+    async def ask_ivs(self) -> None:
+        await _several_at_once(self._for_ivs, self._ask)
+
+    async def _ask(self, indexed: tuple[int, TokenRequest]) -> None:
+        index, request = indexed
+        try:
+            self._done[index] = await self._issuer.ask_ivs(request)
+        except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
+            self._done[index] = _as_answer(fault, index)
+
+    def outcomes(self) -> list[BatchOutcome]:
+        return [self._done[index] for index in range(len(self._items))]
+
+
+def _as_answer(fault: Exception, index: int | None) -> TokenServiceError:
+    if isinstance(fault, TokenServiceError):
+        return fault
+    _log.error("batch_item_failed", index=index, exc_info=fault)
+    return TokenServiceError("Something unexpected went wrong; the log has it by the request id.")
+
+
+async def _several_at_once(work: Iterable[T], do: Callable[[T], Awaitable[None]]) -> None:
+    queue = iter(work)
+
+    async def take() -> None:
+        for piece in queue:
+            await do(piece)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(_CALLS_AT_ONCE):
+            group.create_task(take())

@@ -1,0 +1,33 @@
+"""Long work on the event loop, cut into slices.
+
+Signing a thousand tokens takes a tenth of a second, and nobody else's request may wait for that: work
+that loops over many items breathes between two of them as soon as its slice is spent. The bound that
+is promised is 5 ms (issue of the batch); the slice is 2 ms, so that one slow item more still fits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["LoopSlices"]
+
+SLICE_SECONDS: Final = 0.002
+
+
+class LoopSlices:
+    """Tells one piece of work when to let others run; make one for each request."""
+
+    __slots__ = ("_clock", "_spent_at")
+
+    def __init__(self, perf_counter: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = perf_counter
+        self._spent_at = perf_counter() + SLICE_SECONDS
+
+    async def breathe(self) -> None:
+        """Let every other ready task run once if this slice is spent; else return at once."""
+        if self._clock() >= self._spent_at:
+            await asyncio.sleep(0)
+            self._spent_at = self._clock() + SLICE_SECONDS
