@@ -1,0 +1,71 @@
+# tokensvc. `make help` lists the targets; nothing but python3 (>= 3.11, with venv) and make is needed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What is installed depends on the lock and on nothing of the caller's environment.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help
+help: ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "tokensvc needs Python 3.11 or newer as $(PYTHON); set PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "Python's venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
+
+# Two stamps: running needs less than testing. Each is renewed when its lock changes.
+$(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the pinned dependencies into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the pinned dependencies and test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@ $(VENV)/.run
+
+.PHONY: run
+run: $(VENV)/.run ## start the service with the embedded IVS emulator; prints a curl line
+	@exec $(BIN)/tokensvc dev
+
+.PHONY: check
+check: $(VENV)/.dev ## format, lint, types, import layers, dependency audit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/audit.py
+
+.PHONY: test
+test: $(VENV)/.dev ## install what the tests need (Chromium, Node) and run every test
+	@.ci/ensure-browser
+	$(BIN)/pytest
+
+.PHONY: bench
+bench: $(VENV)/.dev ## measure signatures and mints on this machine
+	$(BIN)/python -m tests.bench
+
+.PHONY: format
+format: $(VENV)/.dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock: $(VENV)/.dev ## renew requirements.lock and requirements-dev.lock (needs uv)
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
+		--extra build pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
+		--extra build --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove what make has installed and built; keys/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis tests/e2e/browser/node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +
