@@ -1,0 +1,120 @@
+"""Our own call budgets, below the rates at which IVS throttles.
+
+IVS allows each operation so many calls a second per account and Region, and will not raise that for
+anyone (IVS Real-Time User Guide, "Service Quotas"). A call that would go over waits here for its
+turn, briefly and in a line of bounded length; then it is refused, so that a burst becomes quick 503
+answers and not a queue.
+
+The budgets are those of one process. Processes and replicas that share an AWS account divide the
+quota among them with `share`. A retry that botocore makes by itself is not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+from aiolimiter import AsyncLimiter
+
+from tokensvc.errors import ConfigurationError, IvsThrottledError
+
+__all__ = ["CALLS_PER_SECOND", "DEFAULT_MAX_WAIT_SECONDS", "CallBudgets", "Operation"]
+
+Operation: TypeAlias = Literal[
+    "CreateParticipantToken",
+    "CreateStage",
+    "GetPublicKey",
+    "GetStage",
+    "ImportPublicKey",
+    "ListPublicKeys",
+    "ListStages",
+]
+
+CALLS_PER_SECOND: Final[Mapping[Operation, int]] = {
+    "CreateParticipantToken": 50,
+    "CreateStage": 5,
+    "GetPublicKey": 3,
+    "GetStage": 5,
+    "ImportPublicKey": 3,
+    "ListPublicKeys": 3,
+    "ListStages": 5,
+}
+"""IVS's quotas per account and Region, none of them adjustable ("Service Quotas", API call rates)."""
+
+DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
+
+
+class CallBudgets:
+    """A leaky bucket for each operation in each Region; belongs to one event loop.
+
+    A bucket lets a burst of one second's calls through at once, then its rate.
+    """
+
+    def __init__(
+        self, *, share: float = 1.0, max_wait_seconds: float = DEFAULT_MAX_WAIT_SECONDS
+    ) -> None:
+        """Take `share` (above 0, at most 1) of IVS's rates; wait for a turn `max_wait_seconds` at most.
+
+        Raises ConfigurationError for a share or a wait out of bounds.
+        """
+        if not 0 < share <= 1:
+            raise ConfigurationError(
+                f"The share of IVS's call rates is {share}; it must be above 0 and at most 1."
+            )
+        if not 0 <= max_wait_seconds <= 60:
+            raise ConfigurationError(
+                f"The wait for a call to IVS is {max_wait_seconds} s; it must be 0 to 60 s."
+            )
+        self._share = share
+        self._max_wait = max_wait_seconds
+        self._lines: dict[tuple[Operation, str], _Line] = {}
+
+    async def take(self, operation: Operation, region: str) -> None:
+        """Return when the call may be made.
+
+        Raises IvsThrottledError, with `retry_after`, when the turn does not come within the longest
+        wait; at once, when those already waiting fill it.
+        """
+        line = self._lines.get((operation, region))
+        if line is None:
+            line = _Line(CALLS_PER_SECOND[operation] * self._share, self._max_wait)
+            self._lines[operation, region] = line
+        if not await line.pass_through():
+            raise IvsThrottledError(
+                "The budget of calls to Amazon IVS is spent.",
+                retry_after=line.clears_in(),
+                operation=operation,
+                region=region,
+                calls_per_second=line.rate,
+                waiting=line.waiting,
+            )
+
+
+class _Line:
+    def __init__(self, rate: float, max_wait: float) -> None:
+        self.rate = rate
+        self.waiting = 0
+        self._max_wait = max_wait
+        # A bucket must hold one whole call, also where the rate is below one a second.
+        capacity = max(1.0, rate)
+        self._limiter = AsyncLimiter(capacity, capacity / rate)
+
+    async def pass_through(self) -> bool:
+        if self._limiter.has_capacity():
+            await self._limiter.acquire()
+            return True
+        if self.waiting >= self.rate * self._max_wait:
+            return False
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self._max_wait):
+                await self._limiter.acquire()
+        except TimeoutError:
+            return False
+        finally:
+            self.waiting -= 1
+        return True
+
+    def clears_in(self) -> float:
+        return max(1.0, (self.waiting + 1) / self.rate)

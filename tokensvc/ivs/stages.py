@@ -1,0 +1,261 @@
+"""Stage endpoints, remembered so that a mint need not ask IVS.
+
+A participant token carries the endpoints of its stage, which only GetStage gives, at 5 calls a second;
+IVS allows them to be kept for 14 days (IVS guide, "Distribute Tokens"). An entry here is, by its age:
+
+    fresh     up to the time to live and up to a tenth more, drawn at random for each entry so that
+              entries made together are not refreshed together: answered without a call
+    stale     up to 14 days: answered without waiting, while one call in the background renews it
+    too old   never answered: asked for anew, as if it had not been there
+
+A stage that IVS does not know is remembered too, for seconds, apart from the others so that made-up
+ARNs push nothing out. There is at most one call under way for a stage; it belongs to nobody, so it
+goes on when the request that caused it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from tokensvc.errors import (
+    ConfigurationError,
+    FieldError,
+    IvsNotFoundError,
+    IvsThrottledError,
+    IvsUnavailableError,
+    StageNotFoundError,
+    TokenServiceError,
+)
+from tokensvc.ivs.gateway import IvsGateway
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import StageEndpoints
+
+__all__ = ["HARD_LIMIT_SECONDS", "StageEndpointCache"]
+
+HARD_LIMIT_SECONDS: Final = 14 * 24 * 3600
+"""How long IVS allows endpoints to be kept (IVS guide, "Distribute Tokens")."""
+
+_SPREAD: Final = 0.1
+_RETRY_SECONDS: Final = 10.0
+"""After a refresh that failed, the next one comes this much later, and up to twice as much."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    endpoints: StageEndpoints
+    fetched_at: float
+    fresh_until: float
+    refresh_at: float
+
+
+class StageEndpointCache:
+    """Endpoints by stage; belongs to one event loop; `aclose` ends its calls.
+
+    `hits` (fresh), `stale`, `misses` (waited for a call) and `negative_hits` count answers since the
+    start.
+    """
+
+    def __init__(
+        self,
+        gateway: IvsGateway,
+        clock: Callable[[], float],
+        *,
+        ttl_seconds: float = 3600.0,
+        negative_ttl_seconds: float = 5.0,
+        max_entries: int = 10_000,
+        max_flights: int = 32,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Make an empty cache.
+
+        `max_entries` bounds the stages that are known, the least recently used one leaves first, and
+        also those known not to exist. `max_flights` bounds the calls under way. `clock` gives Unix
+        seconds, `jitter` numbers from 0 up to 1.
+
+        Raises ConfigurationError for a time to live above 14 days and for bounds below 1.
+        """
+        if not 0 < ttl_seconds <= HARD_LIMIT_SECONDS:
+            raise ConfigurationError(
+                f"Stage endpoints would be kept for {ttl_seconds} s; it must be above 0 and at most"
+                f" {HARD_LIMIT_SECONDS} s (14 days), which is what IVS allows."
+            )
+        if negative_ttl_seconds < 0 or max_entries < 1 or max_flights < 1:
+            raise ConfigurationError(
+                "The stage cache needs room for at least one stage and one call."
+            )
+        self.hits = 0
+        self.stale = 0
+        self.misses = 0
+        self.negative_hits = 0
+        self._gateway = gateway
+        self._clock = clock
+        self._ttl = ttl_seconds
+        self._negative_ttl = negative_ttl_seconds
+        self._max_entries = max_entries
+        self._max_flights = max_flights
+        self._jitter = jitter
+        self._entries: OrderedDict[StageArn, _Entry] = OrderedDict()
+        self._unknown_since: OrderedDict[StageArn, float] = OrderedDict()
+        self._flights: dict[StageArn, asyncio.Task[StageEndpoints]] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Return how many stages' endpoints are held."""
+        return len(self._entries)
+
+    def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
+        """Return the endpoints if they are fresh at `now` (Unix seconds), else None: then `get`."""
+        entry = self._entries.get(stage)
+        if entry is None or not entry.fetched_at <= now < entry.fresh_until:
+            return None
+        self._entries.move_to_end(stage)
+        self.hits += 1
+        return entry.endpoints
+
+    async def get(self, stage: StageArn) -> StageEndpoints:
+        """Return the endpoints, never more than 14 days old; waits for IVS only if there are none.
+
+        Raises StageNotFoundError; IvsThrottledError when too many calls are under way; and what
+        `IvsGateway.get_stage` raises, to all that wait for the same call.
+        """
+        now = self._clock()
+        fresh = self.peek(stage, now)
+        if fresh is not None:
+            return fresh
+        entry = self._entries.get(stage)
+        if entry is not None and now - entry.fetched_at < HARD_LIMIT_SECONDS:
+            self._entries.move_to_end(stage)
+            self.stale += 1
+            self._refresh(stage, entry, now)
+            return entry.endpoints
+        unknown_since = self._unknown_since.get(stage)
+        if unknown_since is not None and 0 <= now - unknown_since < self._negative_ttl:
+            self.negative_hits += 1
+            raise _not_found(stage)
+        self.misses += 1
+        return await self._join_flight(stage)
+
+    def oldest_age(self, now: float) -> float:
+        """Return the age in seconds of the oldest entry that may still be answered; 0 if none."""
+        ages = (now - entry.fetched_at for entry in self._entries.values())
+        return max((age for age in ages if age < HARD_LIMIT_SECONDS), default=0.0)
+
+    async def aclose(self) -> None:
+        """Cancel the calls under way; whoever waits for one gets IvsUnavailableError."""
+        self._closed = True
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    async def _join_flight(self, stage: StageArn) -> StageEndpoints:
+        flight = self._flights.get(stage)
+        if flight is None:
+            if self._closed:
+                raise _closing()
+            if len(self._flights) >= self._max_flights:
+                raise IvsThrottledError(
+                    "Too many stages are being looked up in Amazon IVS.",
+                    retry_after=1.0,
+                    operation="GetStage",
+                    region=stage.region,
+                    flights=len(self._flights),
+                )
+            flight = self._start_flight(stage)
+        try:
+            return await asyncio.shield(flight)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not we were cancelled but the flight, by `aclose`.
+            raise _closing() from None
+
+    def _refresh(self, stage: StageArn, entry: _Entry, now: float) -> None:
+        # A clock that was set back must not keep an entry beyond its time: then it is due as well.
+        due = not entry.fetched_at <= now < entry.refresh_at
+        room = len(self._flights) < self._max_flights
+        if due and room and stage not in self._flights and not self._closed:
+            self._start_flight(stage)
+
+    def _start_flight(self, stage: StageArn) -> asyncio.Task[StageEndpoints]:
+        flight = asyncio.create_task(self._fly(stage), name=f"get_stage {stage.id}")
+        self._flights[stage] = flight
+        flight.add_done_callback(lambda done: self._land(stage, done))
+        return flight
+
+    def _land(self, stage: StageArn, flight: asyncio.Task[StageEndpoints]) -> None:
+        del self._flights[stage]
+        # Asking for the error marks it as seen: a background refresh has nobody who waits for it.
+        error = None if flight.cancelled() else flight.exception()
+        if error is not None and not isinstance(error, TokenServiceError):
+            _log.error("stage_lookup_crashed", stage_arn=str(stage), exc_info=error)
+
+    async def _fly(self, stage: StageArn) -> StageEndpoints:
+        # The age counts from the question: the answer may be as old as that.
+        asked_at = self._clock()
+        try:
+            found = await self._gateway.get_stage(stage.region, str(stage))
+        except IvsNotFoundError as error:
+            self._forget(stage)
+            raise _not_found(stage) from error
+        except TokenServiceError as error:
+            self._postpone(stage, error)
+            raise
+        self._remember(stage, found.endpoints, asked_at)
+        return found.endpoints
+
+    def _remember(self, stage: StageArn, endpoints: StageEndpoints, asked_at: float) -> None:
+        known = self._entries.get(stage)
+        if known is not None and known.endpoints != endpoints:
+            _log.warning("stage_endpoints_changed", stage_arn=str(stage))
+        self._unknown_since.pop(stage, None)
+        lifetime = min(self._ttl * (1 + _SPREAD * self._jitter()), HARD_LIMIT_SECONDS)
+        fresh_until = asked_at + lifetime
+        self._entries[stage] = _Entry(endpoints, asked_at, fresh_until, fresh_until)
+        self._entries.move_to_end(stage)
+        if len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+    def _forget(self, stage: StageArn) -> None:
+        if self._entries.pop(stage, None) is not None:
+            _log.warning("stage_gone", stage_arn=str(stage))
+        self._unknown_since[stage] = self._clock()
+        self._unknown_since.move_to_end(stage)
+        if len(self._unknown_since) > self._max_entries:
+            self._unknown_since.popitem(last=False)
+
+    def _postpone(self, stage: StageArn, error: TokenServiceError) -> None:
+        entry = self._entries.get(stage)
+        if entry is None:
+            return
+        now = self._clock()
+        entry.refresh_at = now + _RETRY_SECONDS * (1 + self._jitter())
+        _log.warning(
+            "stage_refresh_failed",
+            stage_arn=str(stage),
+            age_seconds=now - entry.fetched_at,
+            code=error.code,
+            fault=error.context,
+        )
+
+
+def _not_found(stage: StageArn) -> StageNotFoundError:
+    return StageNotFoundError(
+        "Amazon IVS knows no such stage.",
+        errors=(FieldError("stageArn", "stage_not_found", "names a stage that does not exist"),),
+        stage_arn=str(stage),
+    )
+
+
+def _closing() -> IvsUnavailableError:
+    return IvsUnavailableError("The stage cache is being closed.", retry_after=1.0)
