@@ -1,0 +1,146 @@
+"""Opening the database that a URL names.
+
+SQLite is opened so that what was committed stays committed and several processes of one machine can
+share the file: WAL journal; `synchronous=FULL`, since in WAL mode NORMAL may lose the last commits on
+a power cut, and a lost row is a lost private key whose public half IVS already holds; foreign keys
+enforced; at most 5 seconds of waiting for another writer.
+
+Python's sqlite3 begins a transaction only at its first INSERT, UPDATE or DELETE. A transaction that
+writes must therefore write first and read afterwards, which is also what PostgreSQL's row locks want.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tokensvc.errors import ConfigurationError
+
+__all__ = ["open_engine", "open_migration_engine"]
+
+LOCK_TIMEOUT_SECONDS: Final = 5.0
+POOL_TIMEOUT_SECONDS: Final = 5.0
+POOL_SIZE: Final = 5
+"""Connections of one process; SQLite takes one writer at a time, so more would only queue."""
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Return an engine for the service's work; it connects with its first statement.
+
+    Never creates a database. Raises ConfigurationError where the URL is of no known kind or names a
+    file that is missing or may not be read and written.
+    """
+    parsed = _parse(url)
+    path = _database_path(parsed)
+    if not path.exists():
+        raise ConfigurationError(f"There is no database at {path}: run `tokensvc db upgrade`.")
+    _check_file(path)
+    engine = create_async_engine(
+        parsed.set(drivername="sqlite+aiosqlite"),
+        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        hide_parameters=True,
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_connection)
+    return engine
+
+
+def open_migration_engine(url: str) -> Engine:
+    """Return a blocking engine whose transactions hold the write lock from their first moment.
+
+    A missing SQLite file is created, readable and writable by its owner only. Raises
+    ConfigurationError as `open_engine` does, and where the folder is missing or not writable.
+    """
+    parsed = _parse(url)
+    path = _database_path(parsed)
+    if not path.exists():
+        _create_file(path)
+    _check_file(path)
+    engine = create_engine(
+        parsed.set(drivername="sqlite+pysqlite"),
+        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _prepare_migration_connection)
+    event.listen(engine, "begin", _begin_immediately)
+    return engine
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # The text may hold a password, so neither it nor the parser's error is repeated.
+        raise ConfigurationError(
+            "The database URL does not parse; it looks like sqlite:////path/to/file.db."
+        ) from None
+    if parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            f"Databases of kind {parsed.get_backend_name()} are not supported; sqlite is."
+        )
+    return parsed
+
+
+def _database_path(url: URL) -> Path:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ConfigurationError("The database URL must name a file: sqlite:////path/to/file.db.")
+    return Path(url.database)
+
+
+def _create_file(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ConfigurationError(
+            f"The database {path} cannot be created: {error.strerror}."
+        ) from error
+    os.close(descriptor)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(
+            f"The database {path} cannot be opened: {error.strerror}."
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise ConfigurationError(f"The database {path} is not a file.")
+    # SQLite writes its journal beside the database, so the folder counts as well.
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"The database {path} cannot be opened: it and its folder must be writable."
+        )
+
+
+def _prepare_connection(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+    finally:
+        cursor.close()
+
+
+def _prepare_migration_connection(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    _prepare_connection(connection, entry)
+    # Python's sqlite3 would commit before DDL; with its own transactions off, DDL rolls back.
+    connection.isolation_level = None
+
+
+def _begin_immediately(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
