@@ -17,6 +17,7 @@ __all__ = [
     "BodyTooLargeError",
     "ConfigurationError",
     "FieldError",
+    "ForbiddenError",
     "InvalidRequestError",
     "IvsAccessDeniedError",
     "IvsConflictError",
@@ -29,6 +30,7 @@ __all__ = [
     "IvsUnavailableError",
     "KeyMismatchError",
     "MalformedJsonError",
+    "MethodNotAllowedError",
     "NoSigningKeyError",
     "NotFoundError",
     "RingConflictError",
@@ -112,12 +114,28 @@ class UnauthenticatedError(TokenServiceError):
     title = "Unauthenticated"
 
 
+class ForbiddenError(TokenServiceError):
+    """The caller is known, and may not do this: its API key lacks the scope."""
+
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
 class NotFoundError(TokenServiceError):
     """No such route or thing."""
 
     code = "not_found"
     status = 404
     title = "Not found"
+
+
+class MethodNotAllowedError(TokenServiceError):
+    """The route exists and takes other methods; the `Allow` header names them."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "Method not allowed"
 
 
 class StageNotFoundError(TokenServiceError):

@@ -163,7 +163,10 @@ class Settings:
         "Largest request body, batches apart.", _whole(1024, 1_048_576), 32_768, unit="bytes"
     )
     max_batch_body_bytes: int = _setting(
-        "Largest body of a batch.", _whole(1024, 4_194_304), 2_097_152, unit="bytes"
+        "Largest body of a batch; reading a larger one would hold up other requests.",
+        _whole(1024, 2_097_152),
+        2_097_152,
+        unit="bytes",
     )
 
     log_level: str = _setting(

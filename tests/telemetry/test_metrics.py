@@ -54,3 +54,12 @@ def test_two_services_in_one_process_do_not_share_counters() -> None:
     first, second = Metrics(), Metrics()
     first.token_issued("ivs", "us-east-1")
     assert b'issuer="ivs"' not in second.render()
+
+
+def test_the_endpoint_caches_own_counts_are_reported() -> None:
+    metrics = Metrics()
+    metrics.watch_lookups(lambda: {"hit": 3, "stale": 1})
+    samples = _samples(metrics)
+    name = "tokensvc_stage_endpoint_lookups_total"
+    assert samples[name, frozenset({("outcome", "hit")})] == 3
+    assert samples[name, frozenset({("outcome", "stale")})] == 1

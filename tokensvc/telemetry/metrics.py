@@ -7,7 +7,7 @@ a stage or a user is never a label. With several workers, a scrape sees the work
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 __all__ = ["Metrics"]
 
@@ -72,12 +74,6 @@ class Metrics:
             registry=self.registry,
             buckets=_MINT_BUCKETS,
         )
-        self._endpoint_lookups = Counter(
-            "tokensvc_stage_endpoint_lookups",
-            "Look-ups of stage endpoints, by what the cache had.",
-            ["outcome"],
-            registry=self.registry,
-        )
         self._ages = Gauge(
             "tokensvc_view_age_seconds",
             "Seconds since a view (ring, callers) was last read from the store.",
@@ -107,9 +103,9 @@ class Metrics:
         """Record how long one mint took, from the parsed request to its token."""
         self._mint_seconds.observe(seconds)
 
-    def endpoints_looked_up(self, outcome: str) -> None:
-        """Count one look-up of a stage's endpoints: hit, miss, stale or negative."""
-        self._endpoint_lookups.labels(outcome).inc()
+    def watch_lookups(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Report look-ups of stage endpoints by what the cache had, as counted at each scrape."""
+        self.registry.register(_EndpointLookups(counts))
 
     def canary_signed(self, region: str, *, ok: bool) -> None:
         """Record whether the Region's key passed its last canary signature."""
@@ -122,3 +118,18 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
+
+
+class _EndpointLookups(Collector):
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "tokensvc_stage_endpoint_lookups",
+            "Look-ups of stage endpoints, by what the cache had.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._counts().items():
+            family.add_metric([outcome], count)
+        yield family
