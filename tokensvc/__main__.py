@@ -1,0 +1,5 @@
+"""`python -m tokensvc` is `tokensvc`."""
+
+from tokensvc.cli import main
+
+main()
