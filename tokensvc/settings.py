@@ -71,7 +71,9 @@ def _regions(env: environs.Env, name: str) -> tuple[str, ...]:
 
 
 def _ring_id(env: environs.Env, name: str) -> str:
-    pattern = validate.Regexp(r"^[a-z0-9-]{1,32}\Z", error="Must be 1 to 32 of a-z, 0-9 and -.")
+    pattern = validate.Regexp(
+        r"^[a-zA-Z0-9-]{1,64}\Z", error="Must be 1 to 64 of a-z, A-Z, 0-9 and -."
+    )
     return env.str(name, validate=pattern)
 
 

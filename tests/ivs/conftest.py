@@ -1,0 +1,105 @@
+"""What the tests of `tokensvc.ivs` share: a scripted HTTP server and a gateway that talks to it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from botocore.retries.standard import ExponentialBackoff
+
+from tokensvc.ivs.boto import BotoIvsGateway
+from tokensvc.ivs.clients import ClientSettings, StaticCredentials
+
+REGION = "eu-central-1"
+CREDENTIALS = StaticCredentials("test-access-key-id", "test-secret")
+
+
+class ScriptedIvs:
+    """Answers each request with the next behaviour of `script`, and the last one for ever."""
+
+    def __init__(self) -> None:
+        self.script: list[Callable[[BaseHTTPRequestHandler], None]] = []
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.released = threading.Event()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                owner.requests.append((self.path, json.loads(body or b"{}"), headers))
+                turn = min(len(owner.requests), len(owner.script)) - 1
+                owner.script[turn](self)
+
+            def log_message(self, *args: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def will(self, *behaviours: Callable[[BaseHTTPRequestHandler], None]) -> None:
+        self.script = list(behaviours)
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def hang(self, handler: BaseHTTPRequestHandler) -> None:
+        self.released.wait(60)
+        handler.close_connection = True
+
+    @staticmethod
+    def drop(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+
+
+def answer(
+    status: int, body: object, **headers: str
+) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A behaviour that sends `body` (as JSON unless bytes) with headers like `x_amzn_errortype`."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return behave
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
+
+
+@pytest.fixture
+def ivs() -> Iterator[ScriptedIvs]:
+    server = ScriptedIvs()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def gateway(ivs: ScriptedIvs) -> AsyncIterator[BotoIvsGateway]:
+    """A gateway to `ivs` that never gives up early."""
+    made = BotoIvsGateway(
+        ClientSettings(endpoint_url=ivs.url, read_timeout_seconds=30.0), credentials=CREDENTIALS
+    )
+    yield made
+    ivs.released.set()
+    await made.aclose()

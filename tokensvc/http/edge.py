@@ -1,0 +1,103 @@
+"""The outermost layer: what every request gets, whatever becomes of it.
+
+One plain ASGI callable around Litestar, since each layer costs every mint: it gives the request its
+id, reads the few headers that handlers need in one pass, adds the security headers to the answer, and
+writes the access log's line and the request counter. The line holds the route's template and never
+the path, a query string, a header or a body.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from tokensvc.errors import TokenServiceError
+from tokensvc.http.facts import RequestFacts, keep_facts
+from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.telemetry.metrics import Metrics
+
+__all__ = ["Edge"]
+
+_SECURITY_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """The ASGI application that the server runs: `app` with an edge."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        perf_counter: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._clock = perf_counter
+        self._log = structlog.get_logger("tokensvc.http.access")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what is not HTTP (the lifespan) passes through."""
+        if scope["type"] == ScopeType.HTTP:
+            await self._answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        facts = RequestFacts(scope, self._clock())
+        keep_facts(scope, facts)
+        own_headers = [*_SECURITY_HEADERS, (b"x-request-id", facts.request_id.encode())]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                facts.status = message["status"]
+                message["headers"] = [*message["headers"], *own_headers]
+            await send(message)
+
+        bound = structlog.contextvars.bind_contextvars(request_id=facts.request_id)
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception:
+            # Litestar answers what handlers raise; this is what went wrong in answering.
+            self._log.exception("answer_failed")
+            facts.code = TokenServiceError.code
+            if facts.status:
+                raise
+            await _send_internal(facts.request_id, send_with_headers)
+        finally:
+            self._note(scope, facts)
+            structlog.contextvars.reset_contextvars(**bound)
+
+    def _note(self, scope: HTTPScope, facts: RequestFacts) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route = str(scope.get("path_template") or "unmatched")
+        self._metrics.request_answered(method, route, facts.status, facts.code)
+        self._log.info(
+            "request",
+            method=method,
+            route=route,
+            status=facts.status,
+            code=facts.code or None,
+            ms=round((self._clock() - facts.started) * 1000, 3),
+            caller=facts.caller_id,
+        )
+
+
+async def _send_internal(request_id: str, send: Send) -> None:
+    body = encode_problem(TokenServiceError("Something unexpected went wrong."), request_id)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": TokenServiceError.status,
+            "headers": [(b"content-type", PROBLEM_MEDIA_TYPE.encode())],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

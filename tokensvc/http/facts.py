@@ -1,0 +1,51 @@
+"""What is known of one request while it is answered; made by the edge, read by handlers.
+
+It carries the `authorization` header and so is never logged whole and has no telling repr.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any, Final, cast
+
+from litestar.types import HTTPScope, Scope
+
+__all__ = ["RequestFacts", "facts_of", "keep_facts"]
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_WANTED: Final = frozenset({b"authorization", b"content-type", b"content-length", b"x-request-id"})
+_SCOPE_KEY: Final = "tokensvc.facts"
+
+
+class RequestFacts:
+    """One request's id, the headers that handlers need, and what the access log will say.
+
+    A header that came twice is there joined with commas (RFC 9110 section 5.3), so that none of its
+    values passes for the only one.
+    """
+
+    __slots__ = ("caller_id", "code", "headers", "request_id", "started", "status")
+
+    def __init__(self, scope: HTTPScope, started: float) -> None:
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _WANTED:
+                headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
+        given = headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(10)
+        self.headers = headers
+        self.started = started
+        self.caller_id: str | None = None
+        self.code = ""
+        self.status = 0
+
+
+def keep_facts(scope: HTTPScope, facts: RequestFacts) -> None:
+    """Put `facts` where `facts_of` finds them."""
+    cast("dict[str, Any]", scope)[_SCOPE_KEY] = facts
+
+
+def facts_of(scope: Scope) -> RequestFacts:
+    """Return the facts of the request that `scope` belongs to."""
+    return cast("RequestFacts", cast("dict[str, Any]", scope)[_SCOPE_KEY])

@@ -1,0 +1,139 @@
+"""Every answer that is not what was asked for: RFC 9457 problem details.
+
+`type` is `urn:tokensvc:problem:<code>`, and `code` is stable (`tokensvc.errors`). Validation problems
+name every bad field in `errors`. What an error keeps for the log (`context`, its cause, a traceback)
+never gets in here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+
+from tokensvc.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    TokenServiceError,
+    UnauthenticatedError,
+)
+from tokensvc.http.facts import facts_of
+
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "Problem",
+    "ProblemField",
+    "answer_exception",
+    "encode_problem",
+    "problem_of",
+]
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+_SERVER_FAULT: Final = 500
+
+_log = structlog.get_logger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+class ProblemField(msgspec.Struct, omit_defaults=True):
+    """One bad field: its path as sent, a stable code, and the limit that was crossed."""
+
+    field: str
+    code: str
+    detail: str
+    limit: int | str | None = None
+
+
+class Problem(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """RFC 9457 problem details; `code`, `requestId` and `errors` are extension members."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ProblemField] = []
+
+
+def problem_of(error: TokenServiceError, request_id: str) -> Problem:
+    """Return the public half of `error`."""
+    return Problem(
+        type=f"urn:tokensvc:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id,
+        errors=[
+            ProblemField(field.field, field.code, field.detail, field.limit)
+            for field in error.errors
+        ],
+    )
+
+
+def encode_problem(error: TokenServiceError, request_id: str) -> bytes:
+    """Return the body of a problem response."""
+    return _encode(problem_of(error, request_id))
+
+
+def answer_exception(request: Request[Any, Any, Any], raised: Exception) -> Response[bytes]:
+    """Turn whatever a handler or the router raised into a problem response; Litestar calls this."""
+    facts = facts_of(request.scope)
+    error = _as_ours(raised)
+    facts.code = error.code
+    if error is not raised and error.status >= _SERVER_FAULT:
+        _log.error("unexpected_error", exc_info=raised)
+    elif error.status >= _SERVER_FAULT:
+        _log.warning("request_failed", code=error.code, detail=error.detail, context=error.context)
+    return Response(
+        encode_problem(error, facts.request_id),
+        status_code=error.status,
+        media_type=PROBLEM_MEDIA_TYPE,
+        headers=_headers(error, request),
+    )
+
+
+def _as_ours(raised: Exception) -> TokenServiceError:
+    if isinstance(raised, TokenServiceError):
+        return raised
+    if isinstance(raised, MethodNotAllowedException):
+        return MethodNotAllowedError("This route does not take this method.")
+    if isinstance(raised, NotFoundException):
+        return NotFoundError("There is nothing at this path.")
+    if isinstance(raised, HTTPException) and raised.status_code < _SERVER_FAULT:
+        return InvalidRequestError(raised.detail)
+    return TokenServiceError("Something unexpected went wrong; the log has it by the request id.")
+
+
+def _headers(error: TokenServiceError, request: Request[Any, Any, Any]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, UnauthenticatedError):
+        headers["WWW-Authenticate"] = 'Bearer realm="tokensvc"'
+    elif isinstance(error, MethodNotAllowedError):
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    elif isinstance(error, BodyTooLargeError):
+        # What was not read is still on the wire; only a new connection is clean.
+        headers["Connection"] = "close"
+    return headers
+
+
+def _allowed_methods(request: Request[Any, Any, Any]) -> list[str]:
+    path = [part for part in request.scope["path"].split("/") if part]
+    for route in request.app.routes:
+        parts = route.path_components
+        if len(parts) == len(path) and all(
+            not isinstance(part, str) or part == asked
+            for part, asked in zip(parts, path, strict=True)
+        ):
+            return sorted(route.methods)
+    return []

@@ -1,0 +1,107 @@
+"""The parts of a running service, as handlers see them.
+
+`app.py` makes one when the service starts and puts it where `service_of` finds it; nothing here makes
+anything or does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from litestar import Request
+from litestar.datastructures import State
+
+from tokensvc.errors import ForbiddenError
+from tokensvc.http.bodies import BatchBody
+from tokensvc.http.facts import RequestFacts, facts_of
+from tokensvc.http.readiness import Readiness
+from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.ivs.gateway import PublicKey
+from tokensvc.keyring.record import RingState
+from tokensvc.keyring.view import RingView
+from tokensvc.telemetry.metrics import Metrics
+
+__all__ = ["Authenticated", "Authenticator", "Service", "authorize", "install", "service_of"]
+
+
+class Authenticated(Protocol):
+    """Who calls."""
+
+    @property
+    def caller_id(self) -> str:
+        """The caller's public id."""
+        ...
+
+    @property
+    def scopes(self) -> Collection[str]:
+        """What the caller may do."""
+        ...
+
+
+class Authenticator(Protocol):
+    """Knows the callers."""
+
+    def authenticate(self, authorization: str | None) -> Authenticated:
+        """Return who sends this `Authorization` header; raises UnauthenticatedError."""
+        ...
+
+
+class Rings(Protocol):
+    """The stored key rings."""
+
+    async def load_all(self) -> tuple[RingState, ...]:
+        """Return the rings of all Regions; raises StoreUnavailableError."""
+        ...
+
+
+class PublicKeys(Protocol):
+    """The public keys that IVS holds."""
+
+    async def get_public_key(self, region: str, arn: str) -> PublicKey:
+        """Return the key under `arn`; raises IvsError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One running service. Bodies are bounded in bytes, durations in minutes."""
+
+    issuer: TokenIssuer
+    callers: Authenticator
+    rings: Rings
+    view: Callable[[], RingView]
+    public_keys: PublicKeys
+    readiness: Readiness
+    metrics: Metrics
+    clock: Callable[[], float]
+    regions: frozenset[str]
+    max_duration: int
+    max_body_bytes: int
+    max_batch_body_bytes: int
+    cut_batch: Callable[[bytes], BatchBody]
+
+
+def install(state: State, service: Service | None) -> None:
+    """Put the service where `service_of` finds it; None when it has stopped."""
+    state.service = service
+
+
+def service_of(request: Request[Any, Any, Any]) -> Service:
+    """Return the service that answers `request`."""
+    return cast("Service", request.app.state.service)
+
+
+def authorize(request: Request[Any, Any, Any], service: Service, scope: str) -> RequestFacts:
+    """See to it that the caller is known and has `scope`; return the request's facts.
+
+    Raises UnauthenticatedError and ForbiddenError.
+    """
+    facts = facts_of(request.scope)
+    header = facts.headers.get(b"authorization")
+    caller = service.callers.authenticate(None if header is None else header.decode("latin-1"))
+    facts.caller_id = caller.caller_id
+    if scope not in caller.scopes:
+        raise ForbiddenError(f"This caller has not the scope {scope}.", scope=scope)
+    return facts

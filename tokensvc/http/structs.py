@@ -1,0 +1,194 @@
+"""Requests and answers as `/schema` shows them.
+
+The answers are encoded from these very types. The requests are parsed by `tokensvc.tokens.validate`,
+which reports every bad field at once; the types here state the same rules with the same numbers, and
+a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tokensvc.http.problems import Problem
+from tokensvc.issuing.issuer import IssuedToken
+from tokensvc.tokens.limits import (
+    CAPABILITIES,
+    DEFAULT_DURATION_MINUTES,
+    MAX_ARN_CHARS,
+    MAX_ATTRIBUTES_BYTES,
+    MAX_DURATION_MINUTES,
+    MAX_TOKEN_CHARS,
+    MAX_USER_ID_CHARS,
+    MIN_DURATION_MINUTES,
+)
+
+__all__ = [
+    "BatchAnswer",
+    "BatchRequest",
+    "InspectRequest",
+    "InspectionAnswer",
+    "KeyAnswer",
+    "KeysAnswer",
+    "MintDefaults",
+    "MintRequest",
+    "ReadinessAnswer",
+]
+
+StageArnText = Annotated[
+    str,
+    Meta(
+        pattern=r"^arn:aws:ivs:[a-z0-9-]+:[0-9]+:stage/[a-zA-Z0-9-]+$",
+        max_length=MAX_ARN_CHARS,
+        description="ARN of the stage, in a Region that this service serves.",
+    ),
+]
+UserId = Annotated[
+    str,
+    Meta(
+        max_length=MAX_USER_ID_CHARS,
+        description=f"At most {MAX_USER_ID_CHARS} characters; visible to all participants.",
+    ),
+]
+Duration = Annotated[
+    int,
+    Meta(
+        ge=MIN_DURATION_MINUTES,
+        le=MAX_DURATION_MINUTES,
+        description=(
+            f"Minutes until the token expires; {DEFAULT_DURATION_MINUTES} where left out. The"
+            " operator may allow less (TOKENSVC_MAX_DURATION)."
+        ),
+    ),
+]
+Capabilities = Annotated[
+    list[Literal["PUBLISH", "SUBSCRIBE"]],
+    Meta(
+        max_length=len(CAPABILITIES),
+        description="What the participant may do; both where left out.",
+        extra_json_schema={"uniqueItems": True},
+    ),
+]
+Attributes = Annotated[
+    dict[str, str],
+    Meta(
+        description=(
+            f"Keys and values together have at most {MAX_ATTRIBUTES_BYTES} bytes of UTF-8;"
+            " visible to all participants."
+        )
+    ),
+]
+IssuerChoice = Annotated[
+    Literal["auto", "local", "ivs"],
+    Meta(
+        description=(
+            "`local` signs here or fails; `ivs` asks CreateParticipantToken; `auto`, the default,"
+            " signs here and falls back to `ivs` where the Region has no usable key."
+        )
+    ),
+]
+
+
+class MintDefaults(Struct, rename="camel", forbid_unknown_fields=True):
+    """Fields of a token request; `stageArn` is required in the item or in the defaults."""
+
+    stage_arn: StageArnText | UnsetType | None = UNSET
+    user_id: UserId | UnsetType | None = UNSET
+    duration: Duration | UnsetType | None = UNSET
+    capabilities: Capabilities | UnsetType | None = UNSET
+    attributes: Attributes | UnsetType | None = UNSET
+    issuer: IssuerChoice | UnsetType | None = UNSET
+
+
+class MintRequest(MintDefaults, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """One participant token. `null` counts as left out."""
+
+    stage_arn: StageArnText  # type: ignore[assignment]
+
+
+class BatchRequest(Struct, forbid_unknown_fields=True):
+    """Many participant tokens; a field that an item leaves out comes from `defaults`."""
+
+    tokens: Annotated[list[MintDefaults], Meta(max_length=1000)]
+    defaults: MintDefaults | UnsetType | None = UNSET
+
+
+class RefusedItem(Struct):
+    """The answer to a batch item that got no token."""
+
+    problem: Problem
+
+
+class BatchAnswer(Struct):
+    """One answer for each item, in the order asked."""
+
+    tokens: list[IssuedToken | RefusedItem]
+    issued: int
+    failed: int
+
+
+class InspectRequest(Struct, forbid_unknown_fields=True):
+    """A token to look into; it is neither stored nor logged."""
+
+    token: Annotated[str, Meta(max_length=MAX_TOKEN_CHARS)]
+
+
+class FindingAnswer(Struct):
+    """One thing about a token, in words; `refused` means that IVS or the SDK refuses it for this."""
+
+    code: str
+    where: str
+    detail: str
+    severity: Literal["refused", "warning"]
+
+
+class InspectionAnswer(Struct, rename="camel"):
+    """What the token says, and what IVS would say to it."""
+
+    acceptable: bool
+    kind: Literal["participant", "connection", "ivs-issued", "unknown"]
+    signature: Literal["valid", "invalid", "not_checked"]
+    header: dict[str, Any] | None
+    claims: dict[str, Any] | None
+    findings: list[FindingAnswer]
+
+
+class KeyAnswer(Struct, rename="camel"):
+    """One key of the ring. Times are Unix seconds; `fingerprint` is the SHA-256 of the public key."""
+
+    key_id: str
+    region: str
+    phase: Literal["GENERATED", "STANDBY", "ACTIVE", "RETIRING", "DELETED"]
+    arn: str | None
+    name: str
+    fingerprint: str
+    signing: bool
+    age_seconds: float
+    created_at: float
+    imported_at: float | None
+    checked_at: float | None
+    activated_at: float | None
+    deleted_at: float | None
+
+
+class KeysAnswer(Struct, rename="camel"):
+    """The key ring; `notSigning` says of each Region that cannot sign why it cannot."""
+
+    keys: list[KeyAnswer]
+    not_signing: dict[str, str]
+
+
+class CheckAnswer(Struct):
+    """One thing that must be so for the service to do its work."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class ReadinessAnswer(Struct):
+    """Ready only where every check is ok."""
+
+    ready: bool
+    checks: list[CheckAnswer]
