@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from botocore.stub import Stubber
-from conftest_ivs import CREDENTIALS, REGION, ScriptedIvs, answer
+from tests.ivs.support import CREDENTIALS, REGION, ScriptedIvs, answer
 
 from tokensvc.errors import ConfigurationError, IvsError, IvsRejectedError
 from tokensvc.ivs.boto import MAX_LIST_PAGES, BotoIvsGateway
