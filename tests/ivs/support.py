@@ -1,18 +1,14 @@
-"""What the tests of `tokensvc.ivs` share: a scripted HTTP server and a gateway that talks to it."""
+"""What the tests of `tokensvc.ivs` share: a scripted HTTP server."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
-from botocore.retries.standard import ExponentialBackoff
-
-from tokensvc.ivs.boto import BotoIvsGateway
-from tokensvc.ivs.clients import ClientSettings, StaticCredentials
+from tokensvc.ivs.clients import StaticCredentials
 
 REGION = "eu-central-1"
 CREDENTIALS = StaticCredentials("test-access-key-id", "test-secret")
@@ -64,9 +60,7 @@ class ScriptedIvs:
         handler.close_connection = True
 
 
-def answer(
-    status: int, body: object, **headers: str
-) -> Callable[[BaseHTTPRequestHandler], None]:
+def answer(status: int, body: object, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
     """A behaviour that sends `body` (as JSON unless bytes) with headers like `x_amzn_errortype`."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
@@ -80,26 +74,3 @@ def answer(
         handler.wfile.write(content)
 
     return behave
-
-
-@pytest.fixture(autouse=True)
-def no_pause_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
-
-
-@pytest.fixture
-def ivs() -> Iterator[ScriptedIvs]:
-    server = ScriptedIvs()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-async def gateway(ivs: ScriptedIvs) -> AsyncIterator[BotoIvsGateway]:
-    """A gateway to `ivs` that never gives up early."""
-    made = BotoIvsGateway(
-        ClientSettings(endpoint_url=ivs.url, read_timeout_seconds=30.0), credentials=CREDENTIALS
-    )
-    yield made
-    ivs.released.set()
-    await made.aclose()

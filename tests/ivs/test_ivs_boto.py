@@ -81,9 +81,7 @@ async def test_lists_follow_every_page(gateway: BotoIvsGateway, stub: Stubber) -
     stub.add_response(
         "list_public_keys", {"publicKeys": []}, {"maxResults": 100, "nextToken": "t1"}
     )
-    stub.add_response(
-        "list_stages", {"stages": [], "nextToken": "t2"}, {"maxResults": 100}
-    )
+    stub.add_response("list_stages", {"stages": [], "nextToken": "t2"}, {"maxResults": 100})
     stub.add_response(
         "list_stages", {"stages": [{"arn": str(STAGE)}]}, {"maxResults": 100, "nextToken": "t2"}
     )
