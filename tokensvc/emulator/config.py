@@ -1,0 +1,42 @@
+"""Where the stand-in listens, and which account it plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["EmulatorConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorConfig:
+    """Settings of one emulator."""
+
+    host: str = "127.0.0.1"
+
+    port: int = 8090
+
+    account: str = "123456789012"
+    """The AWS account that owns everything, whatever access key a request is signed with."""
+
+    state_file: Path | None = None
+    """JSON that survives a restart; it holds public halves of keys and hashes of tokens, no secret.
+    Without it all is forgotten."""
+
+    public_url: str | None = None
+    """What stages name as their events endpoint; `ws://<host>:<port>` where None."""
+
+    enforce_quotas: bool = True
+    """Whether IVS's quotas hold: calls a second (429) and stages and public keys a Region (402)."""
+
+    unknown_participant_status: int = 404
+    """The answer to DisconnectParticipant for a participant that never joined: 404 or 200. IVS's own
+    is not documented."""
+
+    max_issued_tokens: int = 50_000
+    """Tokens of CreateParticipantToken that are remembered; the oldest is forgotten first."""
+
+    @property
+    def events_url(self) -> str:
+        """`stage.endpoints.events` of every stage."""
+        return self.public_url or f"ws://{self.host}:{self.port}"
