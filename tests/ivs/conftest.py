@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
-from tests.ivs.support import CREDENTIALS, ScriptedIvs
 
+from tests.ivs.support import CREDENTIALS, ScriptedIvs
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.clients import ClientSettings
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 from botocore.stub import Stubber
-from tests.ivs.support import CREDENTIALS, REGION, ScriptedIvs, answer
 
-from tokensvc.errors import ConfigurationError, IvsError, IvsRejectedError
+from tests.ivs.support import CREDENTIALS, REGION, ScriptedIvs, answer
+from tokensvc.errors import ConfigurationError, IvsError, IvsNotFoundError, IvsRejectedError
 from tokensvc.ivs.boto import MAX_LIST_PAGES, BotoIvsGateway
 from tokensvc.ivs.clients import ClientSettings, RegionalClients, StaticCredentials
-from tokensvc.ivs.gateway import PublicKey, PublicKeySummary, Stage, StageSummary
+from tokensvc.ivs.gateway import Participant, PublicKey, PublicKeySummary, Stage, StageSummary
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
 STAGE = StageArn(REGION, "123456789012", "AbCdEf123456")
 KEY_ARN = f"arn:aws:ivs:{REGION}:123456789012:public-key/f99cde61-c2b0-4df3-8941-ca7d38acca1a"
 PEM = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
+_NOT_FOUND = "ResourceNotFoundException"
 ENDPOINTS = {"events": "wss://events.example.com", "whip": "https://whip.example.com"}
 
 
@@ -335,3 +336,131 @@ def test_the_deadline_leaves_room_for_every_attempt() -> None:
     assert ClientSettings().deadline() == 10.0
     assert ClientSettings(total_max_attempts=4, read_timeout_seconds=8).deadline() == 40.0
     assert ClientSettings(call_deadline_seconds=7).deadline() == 7
+
+
+async def test_delete_public_key(gateway: BotoIvsGateway, stub: Stubber) -> None:
+    stub.add_response("delete_public_key", {}, {"arn": KEY_ARN})
+    await gateway.delete_public_key(REGION, KEY_ARN)
+
+
+async def test_a_delete_whose_answer_was_lost_ends_as_not_found(
+    gateway: BotoIvsGateway, ivs: ScriptedIvs
+) -> None:
+    ivs.will(ivs.drop, answer(404, {"exceptionMessage": "gone"}, x_amzn_errortype=_NOT_FOUND))
+    with pytest.raises(IvsNotFoundError) as caught:
+        await gateway.delete_public_key(REGION, KEY_ARN)
+    assert [path for path, _, _ in ivs.requests] == ["/DeletePublicKey"] * 2
+    assert caught.value.context["attempts"] == 2
+
+
+SESSION = "st-abcdefghijklm"
+
+
+def participant(participant_id: str, **changes: Any) -> dict[str, Any]:
+    return {"participantId": participant_id, "state": "CONNECTED", **changes}
+
+
+async def test_participants_of_the_active_session(gateway: BotoIvsGateway, stub: Stubber) -> None:
+    asked = {
+        "stageArn": str(STAGE),
+        "sessionId": SESSION,
+        "filterByState": "CONNECTED",
+        "maxResults": 100,
+    }
+    joined = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    stub.add_response("get_stage", stage_answer(activeSessionId=SESSION), {"arn": str(STAGE)})
+    stub.add_response(
+        "list_participants",
+        {
+            "participants": [
+                participant("p1", userId="ann", published=True, firstJoinTime=joined),
+                participant("p2", state="DISCONNECTED"),
+            ],
+            "nextToken": "more",
+        },
+        asked,
+    )
+    stub.add_response(
+        "list_participants",
+        {"participants": [participant("p3", userId="")]},
+        {**asked, "nextToken": "more"},
+    )
+    assert await gateway.list_participants(REGION, stage_arn=str(STAGE)) == [
+        Participant("p1", "ann", "CONNECTED", published=True, first_join_time=1767323045.0),
+        Participant("p3", None, "CONNECTED", published=False, first_join_time=None),
+    ]
+
+
+async def test_participants_of_one_user_are_those_connected(
+    gateway: BotoIvsGateway, stub: Stubber
+) -> None:
+    stub.add_response("get_stage", stage_answer(activeSessionId=SESSION))
+    stub.add_response(
+        "list_participants",
+        {
+            "participants": [
+                participant("p1", userId="ann", state="DISCONNECTED"),
+                participant("p2", userId="ann"),
+                participant("p3", userId="annabel"),
+            ]
+        },
+        {
+            "stageArn": str(STAGE),
+            "sessionId": SESSION,
+            "filterByUserId": "ann",
+            "maxResults": 100,
+        },
+    )
+    found = await gateway.list_participants(REGION, stage_arn=str(STAGE), user_id="ann")
+    assert [who.participant_id for who in found] == ["p2"]
+
+
+async def test_a_stage_without_a_session_has_no_participants(
+    gateway: BotoIvsGateway, stub: Stubber
+) -> None:
+    stub.add_response("get_stage", stage_answer())
+    assert await gateway.list_participants(REGION, stage_arn=str(STAGE)) == []
+
+
+@pytest.mark.parametrize(
+    "item", [{"state": "CONNECTED"}, {"participantId": "p"}, participant("p", state="?")]
+)
+async def test_a_participant_that_cannot_be_read_is_refused(
+    gateway: BotoIvsGateway, stub: Stubber, item: dict[str, Any]
+) -> None:
+    stub.add_response("get_stage", stage_answer(activeSessionId=SESSION))
+    stub.add_response("list_participants", {"participants": [item]})
+    with pytest.raises(IvsError) as caught:
+        await gateway.list_participants(REGION, stage_arn=str(STAGE))
+    assert caught.value.context["operation"] == "ListParticipants"
+
+
+async def test_disconnect_participant(gateway: BotoIvsGateway, stub: Stubber) -> None:
+    stub.add_response(
+        "disconnect_participant",
+        {},
+        {"stageArn": str(STAGE), "participantId": "p-1", "reason": "spam"},
+    )
+    await gateway.disconnect_participant(
+        REGION, stage_arn=str(STAGE), participant_id="p-1", reason="spam"
+    )
+
+
+async def test_revoke_connection_token(gateway: BotoIvsGateway, stub: Stubber) -> None:
+    stub.add_response("revoke_connection_token", {}, {"tokenId": "c-1"})
+    await gateway.revoke_connection_token(REGION, "c-1")
+
+
+@pytest.mark.parametrize("body", [b"", {}])
+async def test_an_empty_answer_is_enough_where_nothing_is_promised(
+    gateway: BotoIvsGateway, ivs: ScriptedIvs, body: object
+) -> None:
+    ivs.will(answer(200, body))
+    await gateway.revoke_connection_token(REGION, "c-1")
+    await gateway.disconnect_participant(REGION, stage_arn=str(STAGE), participant_id="p-1")
+    await gateway.delete_public_key(REGION, KEY_ARN)
+    assert [path for path, _, _ in ivs.requests] == [
+        "/RevokeConnectionToken",
+        "/DisconnectParticipant",
+        "/DeletePublicKey",
+    ]

@@ -12,12 +12,21 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from tokensvc.errors import IvsError
-from tokensvc.ivs.gateway import IvsToken, PublicKey, PublicKeySummary, Stage, StageSummary
+from tokensvc.ivs.gateway import (
+    IvsToken,
+    Participant,
+    PublicKey,
+    PublicKeySummary,
+    Stage,
+    StageSummary,
+)
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 from tokensvc.tokens.limits import MAX_ENDPOINT_CHARS
 
 __all__ = [
+    "nothing",
     "participant_token",
+    "participants",
     "public_key",
     "public_key_summaries",
     "stage",
@@ -66,6 +75,7 @@ def stage(answer: Mapping[str, object]) -> Stage:
             whip=_url(endpoints, "whip", _WHIP_SCHEMES),
         ),
         tags=_texts(found, "tags"),
+        active_session_id=_text(found, "activeSessionId", "") or None,
     )
 
 
@@ -77,6 +87,29 @@ def stage_summaries(answer: Mapping[str, object]) -> list[StageSummary]:
         )
         for item in _items(answer, "stages")
     ]
+
+
+def participants(answer: Mapping[str, object]) -> list[Participant]:
+    """Read one page of ListParticipants; raises IvsError."""
+    return [_participant(item) for item in _items(answer, "participants")]
+
+
+def _participant(item: Mapping[str, object]) -> Participant:
+    state = item.get("state")
+    if state != "CONNECTED" and state != "DISCONNECTED":
+        raise _unusable("state", "is neither CONNECTED nor DISCONNECTED")
+    joined = item.get("firstJoinTime")
+    return Participant(
+        participant_id=_text(item, "participantId"),
+        user_id=_text(item, "userId", "") or None,
+        state=state,
+        published=item.get("published") is True,
+        first_join_time=joined.timestamp() if isinstance(joined, datetime) else None,
+    )
+
+
+def nothing(_: Mapping[str, object]) -> None:
+    """Read an answer that has no members."""
 
 
 def participant_token(answer: Mapping[str, object], request: TokenRequest) -> IvsToken:

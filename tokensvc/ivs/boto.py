@@ -18,7 +18,14 @@ from tokensvc.ivs import answers
 from tokensvc.ivs.budgets import CallBudgets, Operation
 from tokensvc.ivs.clients import ClientSettings, RegionalClients, StaticCredentials
 from tokensvc.ivs.faults import translate
-from tokensvc.ivs.gateway import IvsToken, PublicKey, PublicKeySummary, Stage, StageSummary
+from tokensvc.ivs.gateway import (
+    IvsToken,
+    Participant,
+    PublicKey,
+    PublicKeySummary,
+    Stage,
+    StageSummary,
+)
 from tokensvc.ivs.threads import CallThreads
 from tokensvc.tokens.claims import TokenRequest
 from tokensvc.tokens.limits import REGIONS
@@ -33,10 +40,11 @@ _Value = TypeVar("_Value")
 __all__ = ["MAX_LIST_PAGES", "BotoIvsGateway"]
 
 PAGE_SIZE: Final = 100
-"""`maxResults` of ListStages and ListPublicKeys: the most that the API model allows."""
+"""`maxResults` of every list: the most that the API model allows."""
 
-MAX_LIST_PAGES: Final = 100
-"""Pages of one list; 10,000 stages are ten times IVS's default quota of stages per Region."""
+MAX_LIST_PAGES: Final = 300
+"""Pages of one list: 30,000 stages or participants, where IVS's default quotas are 1,000 stages a
+Region and 10,000 subscribers a stage."""
 
 
 class BotoIvsGateway:
@@ -99,6 +107,15 @@ class BotoIvsGateway:
             answers.public_key_summaries,
         )
 
+    async def delete_public_key(self, region: str, arn: str) -> None:
+        """See `IvsGateway`."""
+        await self._ask(
+            "DeletePublicKey",
+            region,
+            lambda client: client.delete_public_key(arn=arn),
+            answers.nothing,
+        )
+
     async def get_stage(self, region: str, arn: str) -> Stage:
         """See `IvsGateway`."""
         stage = await self._ask(
@@ -141,6 +158,52 @@ class BotoIvsGateway:
             partial(answers.participant_token, request=request),
         )
 
+    async def list_participants(
+        self, region: str, *, stage_arn: str, user_id: str | None = None
+    ) -> list[Participant]:
+        """See `IvsGateway`."""
+        session = (await self.get_stage(region, stage_arn)).active_session_id
+        if session is None:
+            return []
+        # ListParticipants takes one filter, so the other one is ours.
+        only = {"filterByState": "CONNECTED"} if user_id is None else {"filterByUserId": user_id}
+        found = await self._all_pages(
+            "ListParticipants",
+            region,
+            lambda client: client.list_participants,
+            answers.participants,
+            stageArn=stage_arn,
+            sessionId=session,
+            **only,
+        )
+        return [
+            who
+            for who in found
+            if who.state == "CONNECTED" and (user_id is None or who.user_id == user_id)
+        ]
+
+    async def disconnect_participant(
+        self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
+    ) -> None:
+        """See `IvsGateway`."""
+        await self._ask(
+            "DisconnectParticipant",
+            region,
+            lambda client: client.disconnect_participant(
+                stageArn=stage_arn, participantId=participant_id, reason=reason
+            ),
+            answers.nothing,
+        )
+
+    async def revoke_connection_token(self, region: str, token_id: str) -> None:
+        """See `IvsGateway`."""
+        await self._ask(
+            "RevokeConnectionToken",
+            region,
+            lambda client: client.revoke_connection_token(tokenId=token_id),
+            answers.nothing,
+        )
+
     async def aclose(self) -> None:
         """Refuse further calls, wait for those in a thread (botocore's timeouts bound them), close.
 
@@ -155,16 +218,18 @@ class BotoIvsGateway:
         region: str,
         method: Callable[[IvsrealtimeClient], Callable[..., Answer]],
         read: Callable[[Answer], list[_Item]],
+        **of: str,
     ) -> list[_Item]:
         items: list[_Item] = []
-        wanted: dict[str, Any] = {"maxResults": PAGE_SIZE}
+        first_page: dict[str, Any] = {**of, "maxResults": PAGE_SIZE}
+        wanted = first_page
         for _ in range(MAX_LIST_PAGES):
             call = partial(_list_page, method, wanted)
             more, next_token = await self._ask(operation, region, call, partial(_read_page, read))
             items += more
             if not next_token:
                 return items
-            wanted = {"maxResults": PAGE_SIZE, "nextToken": next_token}
+            wanted = {**first_page, "nextToken": next_token}
         raise IvsError(
             "Amazon IVS lists more than this service reads.",
             operation=operation,

@@ -24,23 +24,34 @@ __all__ = ["CALLS_PER_SECOND", "DEFAULT_MAX_WAIT_SECONDS", "CallBudgets", "Opera
 Operation: TypeAlias = Literal[
     "CreateParticipantToken",
     "CreateStage",
+    "DeletePublicKey",
+    "DisconnectParticipant",
     "GetPublicKey",
     "GetStage",
     "ImportPublicKey",
+    "ListParticipants",
     "ListPublicKeys",
     "ListStages",
+    "RevokeConnectionToken",
 ]
 
 CALLS_PER_SECOND: Final[Mapping[Operation, int]] = {
     "CreateParticipantToken": 50,
     "CreateStage": 5,
+    "DeletePublicKey": 3,
+    "DisconnectParticipant": 5,
     "GetPublicKey": 3,
     "GetStage": 5,
     "ImportPublicKey": 3,
+    "ListParticipants": 5,
     "ListPublicKeys": 3,
     "ListStages": 5,
+    "RevokeConnectionToken": 5,
 }
-"""IVS's quotas per account and Region, none of them adjustable ("Service Quotas", API call rates)."""
+"""IVS's quotas per account and Region, none of them adjustable ("Service Quotas", API call rates).
+
+None is published for RevokeConnectionToken: 5 is what the like DisconnectParticipant has.
+"""
 
 DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 

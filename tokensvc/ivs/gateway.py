@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
 __all__ = [
     "IvsGateway",
     "IvsToken",
+    "Participant",
     "PublicKey",
     "PublicKeySummary",
     "Stage",
@@ -49,12 +50,17 @@ class PublicKeySummary:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage with the endpoints that its participant tokens must carry."""
+    """A stage with the endpoints that its participant tokens must carry.
+
+    `active_session_id` is the session that participants are connected to now; a stage in which nobody
+    is has none.
+    """
 
     arn: str
     name: str
     endpoints: StageEndpoints
     tags: Mapping[str, str]
+    active_session_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,21 @@ class StageSummary:
     arn: str
     name: str
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One entry of ListParticipants (`ParticipantSummary` of the API model).
+
+    `participant_id` is the `jti` of the token it joined with. `user_id` is None where the token has
+    none. `first_join_time` is in Unix seconds.
+    """
+
+    participant_id: str
+    user_id: str | None
+    state: Literal["CONNECTED", "DISCONNECTED"]
+    published: bool
+    first_join_time: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +127,15 @@ class IvsGateway(Protocol):
         """Return every public key of the Region, whoever owns it (ListPublicKeys, all pages)."""
         ...
 
+    async def delete_public_key(self, region: str, arn: str) -> None:
+        """Delete a public key (DeletePublicKey): no token made with it can join from then on.
+
+        IvsNotFoundError means that IVS holds no such key, so it is gone. That can be the answer to a
+        first call as well: when the answer to an attempt is lost, the attempt that follows finds the
+        key deleted already. How long a deletion takes to reach every verifier is not documented.
+        """
+        ...
+
     async def get_stage(self, region: str, arn: str) -> Stage:
         """Return a stage and its endpoints (GetStage)."""
         ...
@@ -122,5 +152,34 @@ class IvsGateway(Protocol):
         """Let IVS make a participant token (CreateParticipantToken); such a token is not exchangeable.
 
         `request.issuer` is not looked at: whoever calls has decided.
+        """
+        ...
+
+    async def list_participants(
+        self, region: str, *, stage_arn: str, user_id: str | None = None
+    ) -> list[Participant]:
+        """Return who is connected to the stage now, in no order; with `user_id`, only that user.
+
+        Asks GetStage for the active session, then ListParticipants for all its pages: at 5 pages of
+        100 a second, a full stage takes 20 s. An empty list where the stage has no active session.
+        Raises IvsNotFoundError for a stage that does not exist.
+        """
+        ...
+
+    async def disconnect_participant(
+        self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
+    ) -> None:
+        """Disconnect a participant for good: its token cannot be used again (DisconnectParticipant).
+
+        `reason` has at most 128 characters. IvsNotFoundError does not mean that the token is revoked:
+        what IVS answers for a participant that never joined is not documented. May be repeated.
+        """
+        ...
+
+    async def revoke_connection_token(self, region: str, token_id: str) -> None:
+        """Revoke a connection token by its `jti` and disconnect whoever uses it.
+
+        RevokeConnectionToken models no answer for an unknown id, so success does not mean that there
+        was such a token. May be repeated.
         """
         ...
