@@ -22,4 +22,7 @@ def settings(as_json: bool) -> None:
     for row in rows:
         unit = f" {row.unit}" if row.unit and row.value else ""
         click.echo(f"{row.name}={row.value}{unit}  ({row.source})")
-        click.echo(f"    {row.doc}" + (f" Default: {row.default or 'none'}." if row.source != "default" else ""))
+        click.echo(
+            f"    {row.doc}"
+            + (f" Default: {row.default or 'none'}." if row.source != "default" else "")
+        )

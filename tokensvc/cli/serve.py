@@ -1,0 +1,29 @@
+"""`tokensvc serve`: the service, for production."""
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [default: TOKENSVC_HOST]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port.  [default: TOKENSVC_PORT]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Serving processes.  [default: TOKENSVC_WORKERS]",
+)
+def serve(host: str | None, port: int | None, workers: int | None) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was accepted and stop.
+
+    The store must be there and current (`tokensvc db upgrade`), and so must the master key; neither is
+    made here.
+    """
+    from tokensvc.http.server import serve as run
+    from tokensvc.settings import Settings
+
+    settings = Settings.load(host=host, port=port, workers=workers)
+    settings.require_regions()
+    run(settings)
