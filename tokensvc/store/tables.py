@@ -96,6 +96,7 @@ caller_secrets = Table(
     Column("caller_id", String(32), ForeignKey("callers.caller_id"), primary_key=True),
     Column("secret_sha256", LargeBinary(32), primary_key=True),
     Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=True),
 )
 
 # `version` grows in the transaction of every change to what `name` stands for, so that a replica

@@ -67,6 +67,7 @@ def upgrade() -> None:
         sa.Column("caller_id", sa.String(32), nullable=False),
         sa.Column("secret_sha256", sa.LargeBinary(32), nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=True),
         sa.PrimaryKeyConstraint("caller_id", "secret_sha256", name="pk_caller_secrets"),
         sa.ForeignKeyConstraint(
             ["caller_id"], ["callers.caller_id"], name="fk_caller_secrets_callers"
