@@ -1,0 +1,194 @@
+"""What the tests of `tokensvc.keyring` share: a model of IVS's public keys that can fail, and clocks.
+
+`MemoryIvs` does what IVS.md section 4.2 says of public keys: three a Region, names that need not be
+unique, material that must, an ARN that is never used twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from tokensvc.errors import (
+    IvsConflictError,
+    IvsError,
+    IvsNotFoundError,
+    IvsQuotaExceededError,
+    IvsUnavailableError,
+    RingConflictError,
+)
+from tokensvc.ivs.gateway import PublicKey, PublicKeySummary
+from tokensvc.keyring.record import KeyRecord, RingState
+
+REGION = "eu-central-1"
+OTHER_REGION = "us-east-1"
+ACCOUNT = "123456789012"
+RING = "test-ring"
+NOW = 1_780_000_000.0
+SLOTS = 3
+
+
+def arn(key: str, region: str = REGION, account: str = ACCOUNT) -> str:
+    return f"arn:aws:ivs:{region}:{account}:public-key/{key}"
+
+
+@dataclass
+class FakeClock:
+    """A clock that stands still until it is told; `sleep` moves it on."""
+
+    now: float = NOW
+    naps: list[float] = field(default_factory=list)
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+class Killed(BaseException):  # noqa: N818 - not an error but a `kill -9`: no handler may see to it
+    """The process died here."""
+
+
+class MemoryIvs:
+    """The public keys of one account, Region by Region.
+
+    `before` and `after` are asked at every call with the operation's name and may raise: `before`
+    so that the call has no effect, `after` so that only its answer is lost.
+    """
+
+    def __init__(self, account: str = ACCOUNT) -> None:
+        self.account = account
+        self.keys: dict[str, PublicKey] = {}
+        self.calls: list[str] = []
+        self.hidden: set[str] = set()
+        self.deleted: set[str] = set()
+        self.before: Callable[[str], None] = lambda operation: None
+        self.after: Callable[[str], None] = lambda operation: None
+        self.same_material_conflicts = True
+        self.drift: float | None = 0.0
+        self._numbers = itertools.count(1)
+
+    def of(self, region: str) -> list[PublicKey]:
+        return [key for key in self.keys.values() if f":{region}:" in key.arn]
+
+    def put(
+        self, region: str, pem: str, name: str = "", tags: Mapping[str, str] | None = None
+    ) -> PublicKey:
+        """Import as somebody else, past every fault."""
+        key = PublicKey(
+            arn=arn(f"n{next(self._numbers):04d}", region, self.account),
+            name=name,
+            public_key_pem=pem,
+            fingerprint="00",
+            tags=dict(tags or {}),
+        )
+        self.keys[key.arn] = key
+        return key
+
+    def drop(self, key_arn: str) -> None:
+        """Delete as somebody else, past every fault."""
+        del self.keys[key_arn]
+
+    def fails(self, operation: str, error: BaseException, *, times: int = 1) -> None:
+        """Let the next `times` calls of `operation` fail without effect."""
+        self.before = _failing(operation, error, times)
+
+    def loses_answer(self, operation: str, *, times: int = 1) -> None:
+        """Let the next `times` calls of `operation` take effect and their answer be lost."""
+        self.after = _failing(operation, IvsUnavailableError("lost", retry_after=1.0), times)
+
+    async def import_public_key(
+        self, region: str, *, public_key_pem: str, name: str, tags: Mapping[str, str]
+    ) -> PublicKey:
+        self._begin("ImportPublicKey")
+        there = self.of(region)
+        if self.same_material_conflicts and any(k.public_key_pem == public_key_pem for k in there):
+            raise IvsConflictError("same material")
+        if len(there) >= SLOTS:
+            raise IvsQuotaExceededError("A quota of Amazon IVS is used up.")
+        key = self.put(region, public_key_pem, name, tags)
+        self.after("ImportPublicKey")
+        return key
+
+    async def get_public_key(self, region: str, arn: str) -> PublicKey:
+        self._begin("GetPublicKey")
+        if arn not in self.keys or arn in self.hidden:
+            raise IvsNotFoundError("no such key")
+        self.after("GetPublicKey")
+        return self.keys[arn]
+
+    async def list_public_keys(self, region: str) -> list[PublicKeySummary]:
+        self._begin("ListPublicKeys")
+        listed = [
+            PublicKeySummary(key.arn, key.name, key.tags)
+            for key in self.of(region)
+            if key.arn not in self.hidden
+        ]
+        self.after("ListPublicKeys")
+        return listed
+
+    async def delete_public_key(self, region: str, arn: str) -> None:
+        self._begin("DeletePublicKey")
+        if arn not in self.keys or arn in self.hidden:
+            raise IvsNotFoundError("no such key")
+        del self.keys[arn]
+        self.deleted.add(arn)
+        self.after("DeletePublicKey")
+
+    def clock_drift(self) -> float | None:
+        return self.drift
+
+    def _begin(self, operation: str) -> None:
+        self.calls.append(operation)
+        self.before(operation)
+
+
+def _failing(operation: str, error: BaseException, times: int) -> Callable[[str], None]:
+    left = times
+
+    def fail(called: str) -> None:
+        nonlocal left
+        if called == operation and left > 0:
+            left -= 1
+            raise error
+
+    return fail
+
+
+def ivs_error(kind: type[IvsError] = IvsUnavailableError) -> IvsError:
+    return kind("said by the test", retry_after=1.0)
+
+
+class MemoryRingStore:
+    """A `RingStore` in memory, for tests that make thousands of rings; conformance says it is one."""
+
+    def __init__(self) -> None:
+        self.rings: dict[str, RingState] = {}
+        self.before: Callable[[str], None] = lambda operation: None
+        self.after: Callable[[str], None] = lambda operation: None
+
+    async def load(self, region: str) -> RingState:
+        self.before("load")
+        return self.rings.get(region, RingState(region, 0))
+
+    async def load_all(self) -> tuple[RingState, ...]:
+        self.before("load")
+        return tuple(self.rings[region] for region in sorted(self.rings))
+
+    async def versions(self) -> dict[str, int]:
+        self.before("load")
+        return {region: ring.version for region, ring in self.rings.items()}
+
+    async def save(self, state: RingState, keys: tuple[KeyRecord, ...]) -> RingState:
+        successor = state.successor(keys)
+        self.before("save")
+        if self.rings.get(state.region, RingState(state.region, 0)).version != state.version:
+            raise RingConflictError("changed since")
+        if state.version == 0:
+            successor = replace(successor, owner=f"owner-{state.region}")
+        self.rings[state.region] = successor
+        self.after("save")
+        return successor
