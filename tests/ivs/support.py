@@ -1,14 +1,18 @@
-"""What the tests of `tokensvc.ivs` share: a scripted HTTP server."""
+"""What the tests of `tokensvc.ivs` share: a scripted HTTP server, an event loop that never waits."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 from tokensvc.ivs.clients import StaticCredentials
+
+T = TypeVar("T")
 
 REGION = "eu-central-1"
 CREDENTIALS = StaticCredentials("test-access-key-id", "test-secret")
@@ -74,3 +78,37 @@ def answer(status: int, body: object, **headers: str) -> Callable[[BaseHTTPReque
         handler.wfile.write(content)
 
     return behave
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it.
+
+    Whatever else the loop waits for, such as a thread, takes no time of its clock: a deadline passes
+    while a thread is held.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        return self.now
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    def __init__(self, loop: JumpingLoop) -> None:
+        super().__init__()
+        self._owner = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(None if timeout is None else 0)
+        if not ready and timeout is not None:
+            # Time always passes a little, or a timer that rounding left open would spin.
+            self._owner.now += max(timeout, 0.000_001)
+        return ready
+
+
+def without_waiting(scene: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a `JumpingLoop`."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(scene)
