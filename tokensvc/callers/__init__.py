@@ -8,11 +8,12 @@ A whole API key exists only in the moment it is made and shown; what is stored i
 from tokensvc.callers.api_key import ApiKey
 from tokensvc.callers.directory import Authenticated, CallerDirectory
 from tokensvc.callers.record import Caller, CallerSecret
-from tokensvc.callers.scopes import Scope, parse_scopes
+from tokensvc.callers.scopes import SCOPES, Scope, parse_scopes
 from tokensvc.callers.sql import SqlCallerStore
 from tokensvc.callers.store import CallerStore
 
 __all__ = [
+    "SCOPES",
     "ApiKey",
     "Authenticated",
     "Caller",

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from tokensvc.callers.scopes import Scope
 from tokensvc.errors import FieldError, InvalidRequestError
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_SECRETS",
     "Caller",
     "CallerSecret",
+    "CallerState",
     "check_expiry",
     "check_name",
     "check_overlap",
@@ -37,6 +38,8 @@ MAX_LIFETIME_SECONDS: Final = 10 * 365 * 24 * 3600
 """The latest expiry, from now. A time further off is more likely milliseconds than meant."""
 MAX_OVERLAP_SECONDS: Final = 30 * 24 * 3600
 """The longest that an old secret stays valid beside its successor."""
+
+CallerState = Literal["active", "expired", "revoked"]
 
 _SHA256_BYTES: Final = 32
 _NAME: Final = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}", re.ASCII)
@@ -78,9 +81,13 @@ class Caller:
         if len(self.secrets) > MAX_SECRETS:
             raise ValueError(f"caller {self.caller_id} has more than {MAX_SECRETS} secrets")
 
-    def is_active(self, now: float) -> bool:
-        """Tell whether this caller may call at `now`, given a valid secret."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+    def state(self, now: float) -> CallerState:
+        """Return what this caller is at `now`; only an active one may call."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and now >= self.expires_at:
+            return "expired"
+        return "active"
 
     def valid_secrets(self, now: float) -> tuple[CallerSecret, ...]:
         """Return the secrets that may be used at `now`, oldest first."""

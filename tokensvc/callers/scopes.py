@@ -5,12 +5,14 @@ Managing callers is no scope: that takes the command line, and with it access to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Final
 
 from tokensvc.errors import FieldError, InvalidRequestError
 
-__all__ = ["Scope", "parse_scopes"]
+__all__ = ["SCOPES", "Scope", "parse_scopes"]
 
 
 class Scope(StrEnum):
@@ -28,6 +30,10 @@ class Scope(StrEnum):
     KEYS_INVALIDATE = "keys:invalidate"
 
 
+SCOPES: Final = frozenset(Scope)
+_LOOKS_LIKE_A_SCOPE: Final = re.compile(r"[a-z:-]{1,32}", re.ASCII)
+
+
 def parse_scopes(texts: Iterable[str]) -> frozenset[Scope]:
     """Return the scopes that `texts` name.
 
@@ -40,11 +46,15 @@ def parse_scopes(texts: Iterable[str]) -> frozenset[Scope]:
     if named and not unknown:
         return frozenset(known[text] for text in named)
     choice = ", ".join(known)
-    if unknown:
-        detail = f"no such scope: {', '.join(text[:64] for text in unknown)}; there are {choice}"
-    else:
-        detail = f"a caller needs at least one of {choice}"
-    code = "unknown" if unknown else "missing"
-    raise InvalidRequestError(
+    if not named:
+        raise _invalid("missing", f"a caller needs at least one of {choice}", choice)
+    # What does not even look like a scope is not repeated: it may be a secret in the wrong place.
+    shown = [text for text in unknown if _LOOKS_LIKE_A_SCOPE.fullmatch(text)]
+    detail = f"no such scope: {', '.join(shown) or 'not shown'}; there are {choice}"
+    raise _invalid("unknown", detail, choice)
+
+
+def _invalid(code: str, detail: str, choice: str) -> InvalidRequestError:
+    return InvalidRequestError(
         f"scopes: {detail}", errors=(FieldError("scopes", code, detail, choice),)
     )

@@ -103,8 +103,8 @@ class SqlCallerStore:
         check_overlap(old_valid_until, now)
         async with self._change("rotate caller") as connection:
             found = await _find(connection, caller)
-            if not found.is_active(now):
-                state = "expired" if found.revoked_at is None else "revoked"
+            state = found.state(now)
+            if state != "active":
                 raise invalid("caller", state, f"{found.name} is {state}; add a new one")
             api_key = ApiKey.new(found.caller_id)
             kept = _kept(found, now, old_valid_until, restart=restart)
@@ -189,7 +189,8 @@ async def _find(connection: AsyncConnection, id_or_name: str) -> Caller:
     )
     found = tuple(_assemble((await connection.execute(selection)).all()))
     if not found:
-        raise NotFoundError("There is no caller with this id or name.", caller=id_or_name)
+        # What was asked for is not repeated: it may be an API key, pasted for its id.
+        raise NotFoundError("There is no caller with this id or name.")
     return found[0]
 
 
