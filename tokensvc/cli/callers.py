@@ -23,7 +23,7 @@ _LIFETIME: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class Lifetime(click.ParamType):
+class Lifetime(click.ParamType[int]):
     """A length of time such as `90d`, as seconds."""
 
     name = "time"
@@ -62,7 +62,7 @@ def add(name: str, scopes: tuple[str, ...], expires_in: int | None, as_json: boo
     async def work(store: SqlCallerStore) -> None:
         wanted = scopes or ("tokens:mint", "tokens:read")
         expires_at = None if expires_in is None else time.time() + expires_in
-        caller, api_key = await store.add(name, frozenset(wanted), expires_at)
+        caller, api_key = await store.add(name, wanted, expires_at)
         _print_new_key(caller, api_key.reveal(), as_json)
 
     _with_store(work)
@@ -85,7 +85,7 @@ def list_(as_json: bool) -> None:
                 (
                     caller.caller_id,
                     caller.name,
-                    caller.state(now),
+                    _state(caller, now),
                     " ".join(sorted(caller.scopes)),
                     moment(caller.created_at),
                     moment(caller.expires_at),
@@ -100,6 +100,9 @@ def list_(as_json: bool) -> None:
 @callers.command()
 @click.argument("caller")
 @click.option(
+    "--restart", is_flag=True, help="Drop the newer of two secrets of an unfinished rotation."
+)
+@click.option(
     "--overlap",
     type=Lifetime(),
     default="1h",
@@ -107,11 +110,13 @@ def list_(as_json: bool) -> None:
     help="How long the old API key stays valid beside the new one.",
 )
 @json_option
-def rotate(caller: str, overlap: int, as_json: bool) -> None:
+def rotate(caller: str, overlap: int, restart: bool, as_json: bool) -> None:
     """Give CALLER (its id or name) a new API key and print it: now, and never again."""
 
     async def work(store: SqlCallerStore) -> None:
-        changed, api_key = await store.rotate(caller, old_valid_until=time.time() + overlap)
+        changed, api_key = await store.rotate(
+            caller, old_valid_until=time.time() + overlap, restart=restart
+        )
         _print_new_key(changed, api_key.reveal(), as_json)
 
     _with_store(work)
@@ -143,12 +148,21 @@ def _as_row(caller: Caller, now: float) -> dict[str, object]:
     return {
         "callerId": caller.caller_id,
         "name": caller.name,
-        "state": caller.state(now),
+        "state": _state(caller, now),
         "scopes": sorted(caller.scopes),
         "createdAt": caller.created_at,
         "expiresAt": caller.expires_at,
         "revokedAt": caller.revoked_at,
     }
+
+
+def _state(caller: Caller, now: float) -> str:
+    if caller.revoked_at is not None:
+        return "revoked"
+    if not caller.is_active(now):
+        return "expired"
+    # Two secrets: the old one still works beside the new one.
+    return "changing over" if len(caller.valid_secrets(now)) > 1 else "active"
 
 
 def _print_new_key(caller: Caller, api_key: str, as_json: bool) -> None:

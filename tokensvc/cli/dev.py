@@ -153,12 +153,12 @@ async def _demo_stage(gateway: IvsGateway, region: str) -> str:
 
 
 async def _first_caller(engine: AsyncEngine) -> str | None:
-    from tokensvc.callers import SCOPES, SqlCallerStore
+    from tokensvc.callers import Scope, SqlCallerStore
 
     store = SqlCallerStore(engine, time.time)
     if any(caller.name == CALLER_NAME for caller in await store.list()):
         return None
-    _, api_key = await store.add(CALLER_NAME, SCOPES, None)
+    _, api_key = await store.add(CALLER_NAME, Scope)
     return api_key.reveal()
 
 

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, Final
 
 import uvicorn
 
@@ -81,7 +81,7 @@ async def _cut_off(server: uvicorn.Server, stop: Stop) -> None:
     server.force_exit = True
 
 
-def run_loop(main: object) -> None:
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine on uvloop, asyncio's own loop where it is missing."""
     try:
         import uvloop
@@ -90,4 +90,4 @@ def run_loop(main: object) -> None:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)  # type: ignore[arg-type]
+        runner.run(main)
