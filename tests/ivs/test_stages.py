@@ -1,0 +1,354 @@
+"""Promise: minting does not wait for GetStage, and never uses endpoints that are older than 14 days."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.ivs.support import REGION
+from tokensvc.errors import (
+    ConfigurationError,
+    IvsAccessDeniedError,
+    IvsNotFoundError,
+    IvsThrottledError,
+    IvsUnavailableError,
+    StageNotFoundError,
+)
+from tokensvc.ivs.gateway import Stage
+from tokensvc.ivs.stages import HARD_LIMIT_SECONDS, StageEndpointCache
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import StageEndpoints
+
+START = 1_780_000_000.0
+TTL = 3600.0
+
+
+def arn(name: str) -> StageArn:
+    return StageArn(REGION, "123456789012", name)
+
+
+@dataclass
+class Ivs:
+    """Stages by ARN; a fault, a hold and a generation that tests change, and a clock."""
+
+    fault: Exception | None = None
+    generation: int = 0
+    gone: set[str] = field(default_factory=set)
+    calls: Counter[str] = field(default_factory=Counter)
+    held: asyncio.Event | None = None
+    now: float = START
+    jitter: float = 0.0
+
+    async def get_stage(self, region: str, stage: str) -> Stage:
+        self.calls[stage] += 1
+        answer = self.endpoints(stage)
+        if self.held is not None:
+            await self.held.wait()
+        if self.fault is not None:
+            raise self.fault
+        if stage in self.gone:
+            raise IvsNotFoundError("Amazon IVS knows no such thing.")
+        return Stage(stage, "", answer, {})
+
+    def endpoints(self, stage: str) -> StageEndpoints:
+        return StageEndpoints(f"wss://events/{self.generation}", f"https://whip/{stage}")
+
+    def cache(self, **options: float) -> StageEndpointCache:
+        return StageEndpointCache(
+            self,  # type: ignore[arg-type]
+            lambda: self.now,
+            ttl_seconds=TTL,
+            jitter=lambda: self.jitter,
+            **options,  # type: ignore[arg-type]
+        )
+
+
+async def settled(cache: StageEndpointCache) -> None:
+    """Let everything that is ready run, the calls in the background included."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+A, B, C = arn("a"), arn("b"), arn("c")
+
+
+async def test_fresh_endpoints_need_no_second_call() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    first = await cache.get(A)
+    ivs.now += TTL - 1
+    assert await cache.get(A) == first == cache.peek(A, ivs.now)
+    assert ivs.calls[str(A)] == 1
+    assert (cache.misses, cache.hits, cache.stale) == (1, 2, 0)
+
+
+async def test_stale_endpoints_are_answered_at_once_and_renewed_once_behind() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    old = await cache.get(A)
+    ivs.now += TTL + 1
+    ivs.generation, ivs.held = 1, asyncio.Event()
+    assert cache.peek(A, ivs.now) is None
+    assert [await cache.get(A) for _ in range(3)] == [old] * 3
+    await settled(cache)
+    assert ivs.calls[str(A)] == 2
+    ivs.held.set()
+    await settled(cache)
+    assert (await cache.get(A)).events == "wss://events/1"
+    assert (ivs.calls[str(A)], cache.stale, cache.hits) == (2, 3, 1)
+
+
+async def test_endpoints_of_14_days_are_never_answered() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    await cache.get(A)
+    ivs.now += HARD_LIMIT_SECONDS - 1
+    ivs.fault = IvsUnavailableError("down")
+    await cache.get(A)
+    await settled(cache)
+    ivs.now += 1
+    with pytest.raises(IvsUnavailableError):
+        await cache.get(A)
+    ivs.fault, ivs.generation = None, 1
+    assert (await cache.get(A)).events == "wss://events/1"
+
+
+async def test_age_counts_from_the_question() -> None:
+    ivs = Ivs(held=asyncio.Event())
+    cache = ivs.cache()
+    asked = asyncio.create_task(cache.get(A))
+    await settled(cache)
+    ivs.now += 100
+    assert ivs.held is not None
+    ivs.held.set()
+    await asked
+    assert cache.oldest_age(ivs.now) == 100
+    assert cache.oldest_age(START + HARD_LIMIT_SECONDS) == 0
+
+
+async def test_an_outage_does_not_reach_whoever_has_stale_endpoints() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    old = await cache.get(A)
+    ivs.fault = IvsUnavailableError("down")
+    for hours in range(2, 48):
+        ivs.now = START + hours * 3600
+        assert await cache.get(A) == old
+        await settled(cache)
+    assert ivs.calls[str(A)] == 47
+
+
+async def test_a_refresh_that_failed_is_not_repeated_at_once() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    await cache.get(A)
+    ivs.now += TTL + 1
+    ivs.fault = IvsUnavailableError("down")
+    for _ in range(5):
+        await cache.get(A)
+        await settled(cache)
+    assert ivs.calls[str(A)] == 2
+    ivs.now += 10
+    await cache.get(A)
+    await settled(cache)
+    assert ivs.calls[str(A)] == 3
+
+
+async def test_a_stage_that_is_gone_is_refused_from_then_on() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    old = await cache.get(A)
+    ivs.gone.add(str(A))
+    ivs.now += TTL + 1
+    assert await cache.get(A) == old
+    await settled(cache)
+    with pytest.raises(StageNotFoundError) as caught:
+        await cache.get(A)
+    assert caught.value.errors[0].field == "stageArn"
+    assert len(cache) == 0
+
+
+async def test_an_unknown_stage_is_asked_for_once_in_a_while() -> None:
+    ivs = Ivs(gone={str(A)})
+    cache = ivs.cache(negative_ttl_seconds=5.0)
+    for _ in range(4):
+        with pytest.raises(StageNotFoundError):
+            await cache.get(A)
+    assert (ivs.calls[str(A)], cache.negative_hits) == (1, 3)
+    ivs.gone.clear()
+    ivs.now += 5
+    assert await cache.get(A) == ivs.endpoints(str(A))
+
+
+async def test_made_up_stages_push_no_known_one_out_and_are_bounded() -> None:
+    ivs = Ivs()
+    cache = ivs.cache(max_entries=2)
+    await cache.get(A)
+    for number in range(50):
+        ivs.gone.add(str(arn(f"made-up-{number}")))
+        with pytest.raises(StageNotFoundError):
+            await cache.get(arn(f"made-up-{number}"))
+    await cache.get(A)
+    assert ivs.calls[str(A)] == 1
+    with pytest.raises(StageNotFoundError):
+        await cache.get(arn("made-up-0"))
+    assert ivs.calls[str(arn("made-up-0"))] == 2
+
+
+async def test_the_least_recently_used_stage_leaves() -> None:
+    ivs = Ivs()
+    cache = ivs.cache(max_entries=2)
+    for stage in (A, B, A, C):
+        await cache.get(stage)
+    assert len(cache) == 2
+    assert cache.peek(A, ivs.now) is not None
+    assert cache.peek(B, ivs.now) is None
+
+
+async def test_many_askers_one_call_and_one_answer() -> None:
+    ivs = Ivs(held=asyncio.Event())
+    cache = ivs.cache()
+    asking = [asyncio.create_task(cache.get(A)) for _ in range(50)]
+    await settled(cache)
+    assert ivs.held is not None
+    ivs.held.set()
+    answers = await asyncio.gather(*asking)
+    assert ivs.calls[str(A)] == 1
+    assert set(answers) == {ivs.endpoints(str(A))}
+
+
+async def test_one_error_for_all_that_wait_and_none_remembered() -> None:
+    ivs = Ivs(held=asyncio.Event(), fault=IvsAccessDeniedError("no"))
+    cache = ivs.cache()
+    asking = [asyncio.create_task(cache.get(A)) for _ in range(3)]
+    await settled(cache)
+    assert ivs.held is not None
+    ivs.held.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [IvsAccessDeniedError] * 3
+    ivs.fault = None
+    assert await cache.get(A) == ivs.endpoints(str(A))
+
+
+async def test_the_call_goes_on_when_whoever_caused_it_leaves() -> None:
+    ivs = Ivs(held=asyncio.Event())
+    cache = ivs.cache()
+    first, second = (asyncio.create_task(cache.get(A)) for _ in range(2))
+    await settled(cache)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert ivs.held is not None
+    ivs.held.set()
+    assert await second == ivs.endpoints(str(A))
+    assert ivs.calls[str(A)] == 1
+
+
+async def test_lookups_under_way_are_bounded() -> None:
+    ivs = Ivs(held=asyncio.Event())
+    cache = ivs.cache(max_flights=2)
+    asking = [asyncio.create_task(cache.get(stage)) for stage in (A, B)]
+    await settled(cache)
+    with pytest.raises(IvsThrottledError) as caught:
+        await cache.get(C)
+    assert caught.value.retry_after == 1.0
+    assert ivs.held is not None
+    ivs.held.set()
+    await asyncio.gather(*asking)
+    await cache.get(C)
+
+
+async def test_a_refresh_waits_where_all_places_are_taken() -> None:
+    ivs = Ivs()
+    cache = ivs.cache(max_flights=1)
+    old = await cache.get(A)
+    ivs.now += TTL + 1
+    ivs.held = asyncio.Event()
+    asking = asyncio.create_task(cache.get(B))
+    await settled(cache)
+    assert await cache.get(A) == old
+    ivs.held.set()
+    await asking
+    assert ivs.calls[str(A)] == 1
+
+
+async def test_entries_made_together_do_not_end_together() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    for stage, jitter in ((A, 0.0), (B, 0.5), (C, 0.999)):
+        ivs.jitter = jitter
+        await cache.get(stage)
+
+    def fresh_after(seconds: float) -> int:
+        return sum(cache.peek(stage, START + seconds) is not None for stage in (A, B, C))
+
+    assert [fresh_after(s) for s in (TTL - 1, TTL + 1, TTL * 1.051, TTL * 1.1)] == [3, 2, 1, 0]
+
+
+async def test_a_clock_that_was_set_back_keeps_nothing_beyond_its_time() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    await cache.get(A)
+    ivs.now -= 1_000_000
+    ivs.generation = 1
+    assert cache.peek(A, ivs.now) is None
+    await cache.get(A)
+    await settled(cache)
+    assert (await cache.get(A)).events == "wss://events/1"
+
+
+async def test_new_endpoints_are_told_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    await cache.get(A)
+    ivs.generation = 1
+    ivs.now += TTL + 1
+    await cache.get(A)
+    await settled(cache)
+    assert "stage_endpoints_changed" in capsys.readouterr().out
+
+
+async def test_a_bug_in_a_refresh_is_logged_and_hurts_nobody(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    old = await cache.get(A)
+    ivs.fault = ZeroDivisionError("a bug")
+    ivs.now += TTL + 1
+    assert await cache.get(A) == old
+    await settled(cache)
+    assert "stage_lookup_crashed" in capsys.readouterr().out
+    assert await cache.get(A) == old
+
+
+async def test_closing_ends_the_calls_and_the_waiting() -> None:
+    ivs = Ivs(held=asyncio.Event())
+    cache = ivs.cache()
+    asking = asyncio.create_task(cache.get(A))
+    await settled(cache)
+    await cache.aclose()
+    with pytest.raises(IvsUnavailableError):
+        await asking
+    with pytest.raises(IvsUnavailableError):
+        await cache.get(B)
+    assert ivs.calls[str(B)] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl_seconds": 0},
+        {"ttl_seconds": HARD_LIMIT_SECONDS + 1},
+        {"ttl_seconds": float("nan")},
+        {"negative_ttl_seconds": -1},
+        {"max_entries": 0},
+        {"max_flights": 0},
+    ],
+)
+def test_bounds_that_cannot_work_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError):
+        StageEndpointCache(Ivs(), lambda: 0.0, **options)  # type: ignore[arg-type]
