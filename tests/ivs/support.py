@@ -69,7 +69,7 @@ def answer(status: int, body: object, **headers: str) -> Callable[[BaseHTTPReque
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     def behave(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
+        handler.send_response_only(status)
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(content)))
         for name, value in headers.items():

@@ -17,6 +17,7 @@ from tokensvc.errors import IvsError, IvsRejectedError
 from tokensvc.ivs import answers
 from tokensvc.ivs.budgets import CallBudgets, Operation
 from tokensvc.ivs.clients import ClientSettings, RegionalClients, StaticCredentials
+from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.ivs.faults import translate
 from tokensvc.ivs.gateway import (
     IvsToken,
@@ -57,16 +58,17 @@ class BotoIvsGateway:
         budgets: CallBudgets | None = None,
         credentials: StaticCredentials | None = None,
         regions: Collection[str] = REGIONS,
+        drift: ClockDrift | None = None,
     ) -> None:
         """Make a gateway; no call is made and no client is loaded yet.
 
         A Region that is not in `regions` is refused with IvsRejectedError before it becomes part
-        of a host name.
+        of a host name. `drift`, where given, learns AWS's time from every answer.
         """
         settings = settings or ClientSettings()
         self._budgets = budgets or CallBudgets()
         self._regions = frozenset(regions)
-        self._clients = RegionalClients(settings, credentials)
+        self._clients = RegionalClients(settings, credentials, drift)
         self._threads = CallThreads(
             max_threads=settings.max_threads,
             max_waiting=settings.max_waiting,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.ivs.clock_drift import ClockDrift
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -84,9 +86,16 @@ class ClientSettings:
 class RegionalClients:
     """Keeps the clients; safe to use from several threads, and blocking."""
 
-    def __init__(self, settings: ClientSettings, credentials: StaticCredentials | None) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        credentials: StaticCredentials | None,
+        drift: ClockDrift | None = None,
+    ) -> None:
+        """Make none yet; `drift`, where given, learns from every answer."""
         self._settings = settings
         self._credentials = credentials
+        self._drift = drift
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._clients: dict[tuple[str, bool], IvsrealtimeClient] = {}
@@ -108,6 +117,8 @@ class RegionalClients:
                     endpoint_url=self._settings.endpoint_url,
                     config=self._config(repeatable=repeatable),
                 )
+                if self._drift is not None:
+                    _watch_dates(client, region, self._drift)
                 self._clients[region, repeatable] = client
             return client
 
@@ -148,6 +159,21 @@ class RegionalClients:
             # A proxy named by the environment is another machine and cannot reach our loopback.
             config = config.merge(Config(proxies={}))
         return config
+
+
+def _watch_dates(client: IvsrealtimeClient, region: str, drift: ClockDrift) -> None:
+    # Both events happen in the thread that makes the call, for each attempt once. What a handler
+    # returns from `before-send` would be taken for the answer, and what it raises would end the call.
+    attempt = threading.local()
+
+    def sending(**_: object) -> None:
+        attempt.sent_at = drift.clock()
+
+    def received(response_dict: Mapping[str, Any], **_: object) -> None:
+        drift.answered(region, sent_at=attempt.sent_at, date=response_dict["headers"].get("date"))
+
+    client.meta.events.register("before-send.ivs-realtime", sending)
+    client.meta.events.register("before-parse.ivs-realtime", received)
 
 
 def _keep_wire_contents_out_of_logs() -> None:
