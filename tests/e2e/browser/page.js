@@ -47,8 +47,9 @@
     };
   };
 
-  // A viewer without media. The SDK shows its strategy the local participant as it is now, also
-  // after an exchange that changes capabilities alone, of which no event tells.
+  // A viewer without media. Of an exchange that grants PUBLISH and changes nothing else no event
+  // tells; the SDK shows it by asking its strategy about the local participant again. (One that only
+  // takes PUBLISH away shows nowhere: a test changes an attribute with it.)
   const watching = (seen) => ({
     stageStreamsToPublish: () => [],
     shouldPublishParticipant(info) {
@@ -73,9 +74,10 @@
         stage.on(StageEvents.ERROR, (error) => log.add(refused(error)));
         stage.on(StageEvents.STAGE_CONNECTION_STATE_CHANGED, (state) => log.add({ state }));
         stage.on(StageEvents.STAGE_PARTICIPANT_JOINED, (info) => log.add({ joined: told(info) }));
-        stage.on(StageEvents.STAGE_PARTICIPANT_METADATA_CHANGED, (info) =>
-          log.add({ changed: told(info) }),
-        );
+        stage.on(StageEvents.STAGE_PARTICIPANT_METADATA_CHANGED, (info) => {
+          if (info.isLocal) seen.local = told(info);
+          log.add({ changed: told(info) });
+        });
         await stage.join();
         return { participant: (await log.first((event) => event.joined?.isLocal)).joined };
       } catch (error) {
@@ -88,7 +90,6 @@
       const { stage, seen } = named(stages, name);
       try {
         await stage.exchangeToken(newToken);
-        stage.refreshStrategy();
         return { participant: seen.local };
       } catch (error) {
         return refused(error);

@@ -1,0 +1,40 @@
+"""One browser and one running installation for each module of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.sdk import SdkBrowser, SdkPage, open_browser
+from tests.e2e.support import RunningDev
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[SdkBrowser]:
+    # For a module and not for the session: Playwright's loop would be in the way of async tests.
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def sdk(browser: SdkBrowser) -> Iterator[SdkPage]:
+    with browser.page() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    with RunningDev(tmp_path_factory.mktemp("dev")) as running:
+        yield running
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print to the terminal, past pytest's capture: for what is measured and not asserted."""
+
+    def past_capture(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}")  # noqa: T201
+
+    return past_capture
