@@ -29,9 +29,9 @@ class EmulatorConfig:
     enforce_quotas: bool = True
     """Whether IVS's quotas hold: calls a second (429) and stages and public keys a Region (402)."""
 
-    unknown_participant_status: int = 404
-    """The answer to DisconnectParticipant for a participant that never joined: 404 or 200. IVS's own
-    is not documented."""
+    unknown_participants_disconnect: bool = False
+    """Whether DisconnectParticipant for one who never joined succeeds instead of answering 404. What
+    IVS does is not documented."""
 
     max_issued_tokens: int = 50_000
     """Tokens of CreateParticipantToken that are remembered; the oldest is forgotten first."""

@@ -8,11 +8,14 @@ __all__ = [
     "AccessDeniedError",
     "ApiError",
     "ConflictError",
+    "IncompleteSignatureError",
     "InternalServerError",
     "InvalidSignatureError",
     "MissingAuthenticationTokenError",
     "PendingVerificationError",
+    "RequestTooLargeError",
     "ResourceNotFoundError",
+    "SerializationError",
     "ServiceQuotaExceededError",
     "ThrottlingError",
     "UnknownOperationError",
@@ -21,12 +24,16 @@ __all__ = [
 
 
 class ApiError(Exception):
-    """An answer other than 200; `message` becomes `exceptionMessage`."""
+    """An answer other than 200."""
 
     code: ClassVar[str]
     """The value of `x-amzn-ErrorType`."""
 
     status: ClassVar[int]
+
+    member: ClassVar[str] = "exceptionMessage"
+    """The body's one member. Errors that come from AWS's front door, and are not in IVS's model,
+    have `message`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -38,6 +45,14 @@ class ValidationError(ApiError):
 
     code = "ValidationException"
     status = 400
+
+
+class SerializationError(ApiError):
+    """The body is not the JSON object that it should be; common to all AWS services."""
+
+    code = "SerializationException"
+    status = 400
+    member = "message"
 
 
 class ServiceQuotaExceededError(ApiError):
@@ -66,6 +81,15 @@ class MissingAuthenticationTokenError(ApiError):
 
     code = "MissingAuthenticationTokenException"
     status = 403
+    member = "message"
+
+
+class IncompleteSignatureError(ApiError):
+    """The Authorization header is malformed; common to all AWS services."""
+
+    code = "IncompleteSignatureException"
+    status = 403
+    member = "message"
 
 
 class InvalidSignatureError(ApiError):
@@ -73,6 +97,7 @@ class InvalidSignatureError(ApiError):
 
     code = "InvalidSignatureException"
     status = 403
+    member = "message"
 
 
 class ResourceNotFoundError(ApiError):
@@ -87,6 +112,7 @@ class UnknownOperationError(ApiError):
 
     code = "UnknownOperationException"
     status = 404
+    member = "message"
 
 
 class ConflictError(ApiError):
@@ -96,11 +122,20 @@ class ConflictError(ApiError):
     status = 409
 
 
+class RequestTooLargeError(ApiError):
+    """The body is longer than is read; common to all AWS services."""
+
+    code = "RequestEntityTooLargeException"
+    status = 413
+    member = "message"
+
+
 class ThrottlingError(ApiError):
     """More calls a second than the operation's quota; not in IVS's model, common to AWS services."""
 
     code = "ThrottlingException"
     status = 429
+    member = "message"
 
 
 class InternalServerError(ApiError):
