@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from litestar.enums import ScopeType
@@ -40,16 +40,27 @@ class Edge:
         perf_counter: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.app = app
+        self.startup_error: TokenServiceError | None = None
+        """Why the service did not start, where that is the operator's to mend; else None."""
         self._metrics = metrics
         self._clock = perf_counter
         self._log = structlog.get_logger("tokensvc.http.access")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; what is not HTTP (the lifespan) passes through."""
+        """Answer one request, or live through the server's lifespan."""
         if scope["type"] == ScopeType.HTTP:
             await self._answer(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self._live(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_traceback(message: Any) -> None:
+            # What the operator must mend is said in one line, by whoever started the server.
+            if message["type"] == "lifespan.startup.failed" and self.startup_error is not None:
+                message = {**message, "message": ""}
+            await send(message)
+
+        await self.app(scope, receive, send_without_traceback)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         facts = RequestFacts(scope, self._clock())

@@ -63,8 +63,8 @@ class Problem(msgspec.Struct, omit_defaults=True, rename="camel"):
     errors: list[ProblemField] = []
 
 
-def problem_of(error: TokenServiceError, request_id: str) -> Problem:
-    """Return the public half of `error`."""
+def problem_of(error: TokenServiceError, request_id: str, *, within: str = "") -> Problem:
+    """Return the public half of `error`; `within` is the path of the item that its fields are of."""
     return Problem(
         type=f"urn:tokensvc:problem:{error.code}",
         title=error.title,
@@ -73,10 +73,14 @@ def problem_of(error: TokenServiceError, request_id: str) -> Problem:
         code=error.code,
         request_id=request_id,
         errors=[
-            ProblemField(field.field, field.code, field.detail, field.limit)
+            ProblemField(_path(within, field.field), field.code, field.detail, field.limit)
             for field in error.errors
         ],
     )
+
+
+def _path(within: str, field: str) -> str:
+    return f"{within}.{field}" if within and field else within or field
 
 
 def encode_problem(error: TokenServiceError, request_id: str) -> bytes:

@@ -18,6 +18,7 @@ from tokensvc.http.bodies import BatchBody
 from tokensvc.http.facts import RequestFacts, facts_of
 from tokensvc.http.readiness import Readiness
 from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import PublicKey
 from tokensvc.keyring.record import RingState
 from tokensvc.keyring.view import RingView
@@ -81,6 +82,7 @@ class Service:
     max_body_bytes: int
     max_batch_body_bytes: int
     cut_batch: Callable[[bytes], BatchBody]
+    new_slices: Callable[[], LoopSlices] = LoopSlices
 
 
 def install(state: State, service: Service | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tokensvc.http.problems import Problem
 from tokensvc.issuing.issuer import IssuedToken
@@ -27,13 +27,17 @@ from tokensvc.tokens.limits import (
 __all__ = [
     "BatchAnswer",
     "BatchRequest",
+    "CheckAnswer",
+    "FindingAnswer",
     "InspectRequest",
     "InspectionAnswer",
     "KeyAnswer",
     "KeysAnswer",
+    "LivenessAnswer",
     "MintDefaults",
     "MintRequest",
     "ReadinessAnswer",
+    "RefusedItem",
 ]
 
 StageArnText = Annotated[
@@ -104,7 +108,7 @@ class MintDefaults(Struct, rename="camel", forbid_unknown_fields=True):
 class MintRequest(MintDefaults, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """One participant token. `null` counts as left out."""
 
-    stage_arn: StageArnText  # type: ignore[assignment]
+    stage_arn: StageArnText
 
 
 class BatchRequest(Struct, forbid_unknown_fields=True):
@@ -120,10 +124,23 @@ class RefusedItem(Struct):
     problem: Problem
 
 
-class BatchAnswer(Struct):
-    """One answer for each item, in the order asked."""
+BatchItemAnswer = Annotated[
+    Raw,
+    Meta(
+        extra_json_schema={
+            "anyOf": [
+                {"$ref": f"#/components/schemas/{kind.__name__}"}
+                for kind in (IssuedToken, RefusedItem)
+            ]
+        }
+    ),
+]
 
-    tokens: list[IssuedToken | RefusedItem]
+
+class BatchAnswer(Struct):
+    """One answer for each item, in the order asked: a token, or the problem why there is none."""
+
+    tokens: list[BatchItemAnswer]
     issued: int
     failed: int
 
@@ -179,16 +196,23 @@ class KeysAnswer(Struct, rename="camel"):
     not_signing: dict[str, str]
 
 
+class LivenessAnswer(Struct):
+    """This process answers; of anything else `/readyz` tells."""
+
+    alive: bool
+
+
 class CheckAnswer(Struct):
-    """One thing that must be so for the service to do its work."""
+    """One thing that was looked at; a `required` one must be ok for the process to be ready."""
 
     name: str
     ok: bool
+    required: bool
     detail: str
 
 
 class ReadinessAnswer(Struct):
-    """Ready only where every check is ok."""
+    """Ready only where every required check is ok."""
 
     ready: bool
     checks: list[CheckAnswer]

@@ -7,6 +7,7 @@ hold the event loop from everybody else.
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any, Final
 
 import msgspec
@@ -16,19 +17,19 @@ from litestar.response.base import ASGIResponse
 from tokensvc.errors import (
     BodyTooLargeError,
     FieldError,
-    InvalidRequestError,
-    IvsError,
-    IvsNotFoundError,
+    NoSigningKeyError,
+    StageNotFoundError,
     TokenServiceError,
 )
+from tokensvc.http import examples
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
-from tokensvc.http.openapi import documented
+from tokensvc.http.inspection import inspection_of, parse_inspection
+from tokensvc.http.openapi import IVS_PROBLEMS, RouteDoc, documented
 from tokensvc.http.problems import problem_of
 from tokensvc.http.service import Service, authorize, service_of
 from tokensvc.http.structs import (
     BatchAnswer,
     BatchRequest,
-    FindingAnswer,
     InspectionAnswer,
     InspectRequest,
     MintRequest,
@@ -37,11 +38,6 @@ from tokensvc.http.structs import (
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, issue_batch
 from tokensvc.issuing.issuer import IssuedToken
 from tokensvc.issuing.slices import LoopSlices
-from tokensvc.keyring.record import KeyPhase
-from tokensvc.tokens.arn import InvalidArnError, PublicKeyArn
-from tokensvc.tokens.inspect import inspect_token
-from tokensvc.tokens.limits import MAX_TOKEN_CHARS
-from tokensvc.tokens.reading import unverified_kid
 from tokensvc.tokens.validate import parse_defaults, parse_token_request
 
 __all__ = ["TOKEN_ROUTES"]
@@ -54,20 +50,30 @@ _encode = msgspec.json.Encoder().encode
     "/v1/tokens",
     status_code=201,
     summary="Mint one participant token",
-    operation_class=documented("mint", MintRequest, 201, IssuedToken),
+    opt=documented(
+        RouteDoc(
+            operation_id="mint",
+            scope="tokens:mint",
+            request=MintRequest,
+            answer=IssuedToken,
+            request_examples=examples.MINT,
+            answer_examples=examples.ISSUED,
+            problems=(StageNotFoundError, NoSigningKeyError, *IVS_PROBLEMS),
+        )
+    ),
 )
 async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Issue a token for one participant of a stage."""
     service = service_of(request)
-    facts = authorize(request, service, "tokens:mint")
+    authorize(request, service, "tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
     wanted = parse_token_request(
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
-    with service.metrics.time_mint():
-        issued = await service.issuer.issue(wanted)
+    started = perf_counter()
+    issued = await service.issuer.issue(wanted)
+    service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
-    del facts
     return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
 
 
@@ -75,14 +81,24 @@ async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
     "/v1/tokens/batch",
     status_code=200,
     summary="Mint many participant tokens",
-    operation_class=documented("batch", BatchRequest, 200, BatchAnswer),
+    opt=documented(
+        RouteDoc(
+            operation_id="mintBatch",
+            scope="tokens:mint",
+            request=BatchRequest,
+            answer=BatchAnswer,
+            also=(IssuedToken, RefusedItem),
+            request_examples=examples.BATCH,
+            answer_examples=examples.BATCH_ANSWER,
+        )
+    ),
 )
 async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """Issue up to 1,000 tokens; each item is answered by a token or by a problem."""
+    """Issue up to 1,000 tokens; each item is answered by a token or by a problem, in their order."""
     service = service_of(request)
     facts = authorize(request, service, "tokens:mint")
     batch = service.cut_batch(await read_json_body(request, service.max_batch_body_bytes))
-    slices = LoopSlices()
+    slices = service.new_slices()
     items = await _parse_items(batch, service, slices)
     outcomes = await issue_batch(service.issuer, items, slices)
     body = await _encode_outcomes(items, outcomes, service, facts.request_id, slices)
@@ -93,14 +109,23 @@ async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
     "/v1/tokens/inspect",
     status_code=200,
     summary="Say why IVS would refuse a token",
-    operation_class=documented("inspect", InspectRequest, 200, InspectionAnswer),
+    opt=documented(
+        RouteDoc(
+            operation_id="inspect",
+            scope="tokens:read",
+            request=InspectRequest,
+            answer=InspectionAnswer,
+            request_examples=examples.INSPECT,
+            answer_examples=examples.INSPECTION,
+        )
+    ),
 )
 async def inspect(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """Decode and verify a token, and say in words what IVS would refuse."""
+    """Decode and verify a token, and say in words what IVS would refuse. Nothing of it is kept."""
     service = service_of(request)
     authorize(request, service, "tokens:read")
-    body = decode_json(await read_json_body(request, service.max_body_bytes))
-    answer = await _inspect(_parse_inspection(body), service)
+    body = await read_json_body(request, service.max_body_bytes)
+    answer = await inspection_of(parse_inspection(decode_json(body)), service)
     return ASGIResponse(body=_encode(answer), status_code=200, media_type=_JSON)
 
 
@@ -110,20 +135,17 @@ TOKEN_ROUTES: Final = (mint, mint_batch, inspect)
 async def _parse_items(batch: BatchBody, service: Service, slices: LoopSlices) -> list[BatchItem]:
     # One item has the bound of one request, whatever room the others leave.
     limit = service.max_body_bytes
-    if len(bytes(batch.defaults)) > limit:
-        raise BodyTooLargeError(
-            f"defaults is larger than {limit} bytes.",
-            errors=(FieldError("defaults", "too_large", f"may have {limit} bytes", limit),),
-        )
+    if len(memoryview(batch.defaults)) > limit:
+        raise _too_large("defaults", limit)
     defaults = parse_defaults(
         decode_json(batch.defaults), regions=service.regions, max_duration=service.max_duration
     )
     items: list[BatchItem] = []
-    for index, raw in enumerate(batch.tokens):
+    for raw in batch.tokens:
         await slices.breathe()
         try:
             if len(memoryview(raw)) > limit:
-                raise _item_too_large(limit)
+                raise _too_large("", limit)
             items.append(
                 parse_token_request(
                     decode_json(raw),
@@ -133,5 +155,37 @@ async def _parse_items(batch: BatchBody, service: Service, slices: LoopSlices) -
                 )
             )
         except TokenServiceError as error:
-            items.append(_in_item(error, index))
+            items.append(error)
     return items
+
+
+async def _encode_outcomes(
+    items: list[BatchItem],
+    outcomes: list[BatchOutcome],
+    service: Service,
+    request_id: str,
+    slices: LoopSlices,
+) -> bytes:
+    metrics = service.metrics
+    encoded: list[msgspec.Raw] = []
+    failed = 0
+    for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+        await slices.breathe()
+        if isinstance(outcome, TokenServiceError):
+            failed += 1
+            metrics.item_refused(outcome.code)
+            problem = problem_of(outcome, request_id, within=f"tokens[{index}]")
+            encoded.append(msgspec.Raw(_encode(RefusedItem(problem))))
+        else:
+            if not isinstance(item, TokenServiceError):
+                metrics.token_issued(outcome.issuer, item.stage.region)
+            encoded.append(msgspec.Raw(_encode(outcome)))
+    # What is encoded already is only copied here.
+    return _encode(BatchAnswer(encoded, issued=len(encoded) - failed, failed=failed))
+
+
+def _too_large(field: str, limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"{field or 'This item'} is larger than {limit} bytes.",
+        errors=(FieldError(field, "too_large", f"may have {limit} bytes", limit),),
+    )

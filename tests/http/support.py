@@ -1,0 +1,253 @@
+"""A service of a test's own: real parts over a SQLite file, and an Amazon IVS in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tokensvc.callers import Scope, SqlCallerStore
+from tokensvc.errors import IvsError, IvsNotFoundError, IvsQuotaExceededError
+from tokensvc.http.app import create_app
+from tokensvc.http.edge import Edge
+from tokensvc.ivs.gateway import IvsToken, PublicKey, PublicKeySummary, Stage, StageSummary
+from tokensvc.keyring import create_master_key
+from tokensvc.settings import Settings
+from tokensvc.store import open_engine, upgrade
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest
+
+REGION = "eu-central-1"
+OTHER_REGION = "us-west-2"
+ACCOUNT = "123456789012"
+NOW = 1_780_000_000.75
+
+
+def stage_arn(name: str = "stage1", region: str = REGION) -> str:
+    return f"arn:aws:ivs:{region}:{ACCOUNT}:stage/{name}"
+
+
+@dataclass
+class FakeIvs:
+    """Amazon IVS as a gateway sees it; what it holds may be changed by a test."""
+
+    stages: set[str] = field(default_factory=lambda: {stage_arn(), stage_arn("stage2")})
+    keys: dict[str, PublicKey] = field(default_factory=dict)
+    fault: IvsError | None = None
+    faulty_regions: set[str] = field(default_factory=set)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def _called(self, operation: str, region: str) -> None:
+        self.calls[operation] += 1
+        if self.fault is not None or region in self.faulty_regions:
+            raise self.fault or IvsError("IVS is out of order.", secret="of the context")
+
+    async def import_public_key(
+        self, region: str, *, public_key_pem: str, name: str, tags: Mapping[str, str]
+    ) -> PublicKey:
+        self._called("ImportPublicKey", region)
+        if sum(f":{region}:" in arn for arn in self.keys) >= 3:
+            raise IvsQuotaExceededError("three already")
+        arn = f"arn:aws:ivs:{region}:{ACCOUNT}:public-key/{name[-12:]}"
+        self.keys[arn] = PublicKey(arn, name, public_key_pem, "00:11", dict(tags))
+        return self.keys[arn]
+
+    async def get_public_key(self, region: str, arn: str) -> PublicKey:
+        self._called("GetPublicKey", region)
+        if arn not in self.keys:
+            raise IvsNotFoundError("no such key")
+        return self.keys[arn]
+
+    async def list_public_keys(self, region: str) -> list[PublicKeySummary]:
+        self._called("ListPublicKeys", region)
+        return [
+            PublicKeySummary(key.arn, key.name, key.tags)
+            for key in self.keys.values()
+            if f":{region}:" in key.arn
+        ]
+
+    async def get_stage(self, region: str, arn: str) -> Stage:
+        self._called("GetStage", region)
+        if arn not in self.stages:
+            raise IvsNotFoundError("no such stage")
+        endpoints = StageEndpoints("wss://events.example", f"https://whip.example/{arn[-6:]}")
+        return Stage(arn, "", endpoints, {})
+
+    async def list_stages(self, region: str) -> list[StageSummary]:
+        self._called("ListStages", region)
+        return [StageSummary(arn, "", {}) for arn in sorted(self.stages) if f":{region}:" in arn]
+
+    async def create_stage(self, region: str, *, name: str, tags: Mapping[str, str]) -> Stage:
+        self._called("CreateStage", region)
+        self.stages.add(stage_arn(name, region))
+        return await self.get_stage(region, stage_arn(name, region))
+
+    async def create_participant_token(self, request: TokenRequest) -> IvsToken:
+        self._called("CreateParticipantToken", request.stage.region)
+        if str(request.stage) not in self.stages:
+            raise IvsNotFoundError("no such stage")
+        return IvsToken(
+            token="eyJhbGciOiJLTVMifQ.e30.c2ln",
+            participant_id=f"ivs{self.calls['CreateParticipantToken']}",
+            user_id=request.user_id,
+            attributes=request.attributes,
+            duration=request.duration,
+            capabilities=request.capabilities,
+            expiration_time=int(NOW) + request.duration * 60,
+        )
+
+
+class Sleeper:
+    """Stands in for `asyncio.sleep`: background work waits until a test wakes it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[float, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((seconds, future))
+        await future
+
+    async def wake(self, seconds: float | None = None) -> None:
+        """Wake all that wait (or wait so long), and let them come to rest again."""
+        due = [entry for entry in self.waiting if seconds is None or entry[0] == seconds]
+        self.waiting = [entry for entry in self.waiting if entry not in due]
+        for _, future in due:
+            if not future.done():
+                future.set_result(None)
+        await self.settled(len(self.waiting) + len(due))
+
+    async def settled(self, sleepers: int) -> None:
+        """Wait until so many sleep."""
+        while len(self.waiting) < sleepers:
+            await asyncio.sleep(0.001)
+
+
+@dataclass
+class Service:
+    """A running service, as a test drives it."""
+
+    settings: Settings
+    ivs: FakeIvs
+    sleeper: Sleeper = field(default_factory=Sleeper)
+    now: float = NOW
+    api_keys: dict[str, str] = field(default_factory=dict)
+    app: Edge | None = None
+    client: httpx.AsyncClient | None = None
+
+    def authorization(self, caller: str = "all") -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_keys[caller]}"}
+
+    async def post(self, path: str, body: object, *, caller: str = "all") -> httpx.Response:
+        assert self.client is not None
+        return await self.client.post(path, json=body, headers=self.authorization(caller))
+
+    async def send(self, path: str, content: bytes, **headers: str) -> httpx.Response:
+        assert self.client is not None
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post(
+            path,
+            content=content,
+            headers={"content-type": "application/json", **self.authorization(), **named},
+        )
+
+    async def get(self, path: str, *, caller: str | None = "all") -> httpx.Response:
+        assert self.client is not None
+        headers = {} if caller is None else self.authorization(caller)
+        return await self.client.get(path, headers=headers)
+
+    async def call(self, scope: dict[str, Any], *messages: dict[str, Any]) -> list[dict[str, Any]]:
+        """Speak ASGI to the application: what no HTTP client would send."""
+        assert self.app is not None
+        sent: list[dict[str, Any]] = []
+        incoming = iter(messages)
+
+        async def receive() -> dict[str, Any]:
+            return next(incoming, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        whole = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/v1/tokens",
+            "raw_path": b"/v1/tokens",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "state": {},
+            **scope,
+        }
+        await self.app(whole, receive, send)
+        return sent
+
+
+def settings_for(folder: Path, **changes: object) -> Settings:
+    """Return settings of an installation under `folder` that serves one Region."""
+    settings = Settings(data_dir=folder, regions=(REGION,), stage_cache_ttl=60)
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+async def install(settings: Settings) -> dict[str, str]:
+    """Make the database, the master key and one caller for each set of scopes."""
+    upgrade(settings.database_url)
+    create_master_key(settings.master_key_file)
+    engine = open_engine(settings.database_url)
+    store = SqlCallerStore(engine, lambda: NOW)
+    keys = {}
+    for name, scopes in {
+        "all": list(Scope),
+        "minter": [Scope.TOKENS_MINT],
+        "reader": [Scope.TOKENS_READ, Scope.KEYS_READ],
+    }.items():
+        _, api_key = await store.add(name, scopes)
+        keys[name] = api_key.reveal()
+    await engine.dispose()
+    return keys
+
+
+@contextlib.asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    """Run the application's lifespan around the body, as a server does."""
+    app = create_app(
+        service.settings,
+        clock=lambda: service.now,
+        gateway=service.ivs,
+        sleep=service.sleeper.sleep,
+    )
+    async with lifespan(app):
+        # Every Region's key has been seen to, and the three loops wait for their first round.
+        await service.sleeper.settled(3 + len(service.settings.regions))
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            service.app, service.client = app, client
+            yield service
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Edge) -> AsyncIterator[None]:
+    """Speak ASGI's lifespan protocol to `app`; raises what its startup raised."""
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    task = asyncio.create_task(app(scope, incoming.get, outgoing.put))  # type: ignore[arg-type]
+    await incoming.put({"type": "lifespan.startup"})
+    answer = await outgoing.get()
+    if answer["type"] != "lifespan.startup.complete":
+        await task
+    try:
+        yield
+    finally:
+        await incoming.put({"type": "lifespan.shutdown"})
+        await task

@@ -1,0 +1,167 @@
+"""The application: the parts wired together, for as long as the server runs.
+
+Startup opens the parts, says in the log who signs and how fast, and starts the work in the background:
+following the stored key ring and the stored callers, canary signatures, and the care of the Regions'
+keys. Shutdown goes the other way, every step within a bounded time. A start that fails for a reason the
+operator can mend leaves it in `startup_error` of the application, for one line instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Final
+
+import structlog
+from litestar import Litestar
+
+from tokensvc.errors import TokenServiceError
+from tokensvc.http.background import Sleep, every, running
+from tokensvc.http.bodies import batch_decoder
+from tokensvc.http.edge import Edge
+from tokensvc.http.health_routes import HEALTH_ROUTES
+from tokensvc.http.key_care import keep_keys
+from tokensvc.http.key_routes import KEY_ROUTES
+from tokensvc.http.openapi import publish, schema
+from tokensvc.http.parts import Parts, open_parts, signer_backend
+from tokensvc.http.problems import answer_exception
+from tokensvc.http.readiness import CANARY_SECONDS, Readiness
+from tokensvc.http.service import Service, install
+from tokensvc.http.token_routes import TOKEN_ROUTES
+from tokensvc.ivs.gateway import IvsGateway
+from tokensvc.settings import Settings
+from tokensvc.signing import Backend, generate_private_key, load_signer, signatures_per_second
+from tokensvc.telemetry.metrics import Metrics
+
+__all__ = ["create_app"]
+
+ROUTES: Final = (*TOKEN_ROUTES, *KEY_ROUTES, *HEALTH_ROUTES, schema)
+
+_log = structlog.get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    gateway: IvsGateway | None = None,
+    sleep: Sleep = asyncio.sleep,
+    tend_keys: bool = True,
+) -> Edge:
+    """Return the ASGI application; nothing is opened before its lifespan begins.
+
+    `clock` gives Unix seconds and `sleep` waits them. With `gateway`, that one is asked instead of
+    AWS, and stays open. With `tend_keys` false another process prepares the Regions' keys. Raises
+    ConfigurationError where no Region is set.
+    """
+    settings.require_regions()
+    metrics = Metrics()
+    release = version("tokensvc")
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        try:
+            async with (
+                open_parts(settings, clock, gateway=gateway, sleep=sleep) as parts,
+                _serving(app, parts),
+            ):
+                edge.startup_error = None
+                yield
+        except TokenServiceError as error:
+            edge.startup_error = error
+            raise
+
+    @asynccontextmanager
+    async def _serving(app: Litestar, parts: Parts) -> AsyncIterator[None]:
+        await _say_who_signs(signer_backend(settings))
+        readiness = _readiness(settings, parts, metrics)
+        await readiness.sign_canaries()
+        _watch(parts, metrics)
+        install(app.state, _service(settings, parts, readiness, metrics))
+        background = [
+            every(settings.ring_refresh, parts.ring.refresh, name="key ring", sleep=sleep),
+            parts.callers.run(settings.caller_refresh, sleep),
+            every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
+        ]
+        if tend_keys:
+
+            async def renew() -> None:
+                await parts.ring.refresh(reload=True)
+                await readiness.sign_canaries()
+
+            background.append(keep_keys(parts.regions, parts.manager, renew, sleep))
+        async with running(background):
+            _log.info("service_started", regions=parts.regions, version=release)
+            yield
+            _log.info("service_stopping")
+        install(app.state, None)
+
+    app = Litestar(
+        route_handlers=ROUTES,
+        lifespan=[lifespan],
+        exception_handlers={Exception: answer_exception},
+        openapi_config=None,
+        logging_config=None,
+    )
+    publish(app, release)
+    edge = Edge(app, metrics)
+    return edge
+
+
+def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Metrics) -> Service:
+    return Service(
+        issuer=parts.issuer,
+        callers=parts.callers,
+        rings=parts.rings,
+        view=parts.ring.view,
+        public_keys=parts.gateway,
+        readiness=readiness,
+        metrics=metrics,
+        clock=parts.clock,
+        regions=frozenset(parts.regions),
+        max_duration=settings.max_duration,
+        max_body_bytes=settings.max_body_bytes,
+        max_batch_body_bytes=settings.max_batch_body_bytes,
+        cut_batch=batch_decoder(settings.max_batch),
+    )
+
+
+def _readiness(settings: Settings, parts: Parts, metrics: Metrics) -> Readiness:
+    return Readiness(
+        regions=parts.regions,
+        view=parts.ring.view,
+        ring_age=parts.ring.age,
+        ring_refresh=settings.ring_refresh,
+        callers_age=parts.callers.age,
+        caller_refresh=settings.caller_refresh,
+        metrics=metrics,
+        clock=parts.clock,
+    )
+
+
+def _watch(parts: Parts, metrics: Metrics) -> None:
+    stages = parts.stages
+    metrics.watch_age("ring", parts.ring.age)
+    metrics.watch_age("callers", parts.callers.age)
+    metrics.watch_age("stages", lambda: stages.oldest_age(parts.clock()))
+    metrics.watch_lookups(
+        lambda: {
+            "fresh": stages.hits,
+            "stale": stages.stale,
+            "miss": stages.misses,
+            "unknown": stages.negative_hits,
+        }
+    )
+
+
+async def _say_who_signs(backend: Backend | None) -> None:
+    # Measured with a key of no ring, so that no use of a real key goes unaccounted for.
+    def measure() -> tuple[Backend, float]:
+        signer = load_signer(generate_private_key(), backend)
+        return signer.backend, signatures_per_second(signer)
+
+    chosen, speed = await asyncio.to_thread(measure)
+    _log.info("signer_chosen", signer=chosen, signatures_per_second=round(speed))

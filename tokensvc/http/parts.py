@@ -1,0 +1,148 @@
+"""The parts of the service, put together; for the server and for the commands that do its work.
+
+`open_parts` opens everything that a mint needs and closes it in the reverse order, each within a bounded
+time. It never migrates a database and never creates a master key: what is missing is a
+ConfigurationError that says what to run. Besides `app.py` and `server.py`, nothing of this package reads
+settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, cast
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.callers import CallerDirectory, SqlCallerStore
+from tokensvc.http.background import Sleep
+from tokensvc.http.ring_copy import RingCopy
+from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.ivs.boto import BotoIvsGateway
+from tokensvc.ivs.budgets import CallBudgets
+from tokensvc.ivs.clients import ClientSettings
+from tokensvc.ivs.gateway import IvsGateway
+from tokensvc.ivs.stages import StageEndpointCache
+from tokensvc.keyring import LocalSealer, RingManager, SqlRingStore, load_master_key
+from tokensvc.settings import Settings
+from tokensvc.signing import Backend
+from tokensvc.store import ensure_current, open_engine
+
+__all__ = ["Parts", "open_gateway", "open_parts", "signer_backend"]
+
+_CLOSE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one process works with; belongs to one event loop."""
+
+    regions: tuple[str, ...]
+    clock: Callable[[], float]
+    engine: AsyncEngine
+    rings: SqlRingStore
+    gateway: IvsGateway
+    manager: RingManager
+    ring: RingCopy
+    stages: StageEndpointCache
+    issuer: TokenIssuer
+    callers: CallerDirectory
+
+
+def open_gateway(settings: Settings) -> BotoIvsGateway:
+    """Return a gateway to IVS as the settings say; whoever asks for it calls `aclose`."""
+    return BotoIvsGateway(
+        ClientSettings(
+            endpoint_url=settings.aws_endpoint_url,
+            connect_timeout_seconds=settings.aws_connect_timeout,
+            read_timeout_seconds=settings.aws_read_timeout,
+            total_max_attempts=settings.aws_max_attempts,
+        ),
+        budgets=CallBudgets(share=settings.aws_call_share),
+    )
+
+
+@asynccontextmanager
+async def open_parts(
+    settings: Settings,
+    clock: Callable[[], float],
+    *,
+    gateway: IvsGateway | None = None,
+    sleep: Sleep = asyncio.sleep,
+) -> AsyncIterator[Parts]:
+    """Open the parts; the key ring and the callers have been read once when the body begins.
+
+    `clock` gives Unix seconds. A `gateway` that is given stays open at the end. Raises
+    ConfigurationError where Regions, database, schema or master key are missing, and
+    StoreUnavailableError where the database does not answer.
+    """
+    regions = settings.require_regions()
+    async with AsyncExitStack() as closing:
+        engine = open_engine(settings.database_url)
+        closing.push_async_callback(_close, "store", engine.dispose)
+        await ensure_current(engine)
+        sealer = LocalSealer(await asyncio.to_thread(load_master_key, settings.master_key_file))
+        if gateway is None:
+            own = open_gateway(settings)
+            closing.push_async_callback(_close, "ivs", own.aclose)
+            gateway = own
+        rings = SqlRingStore(engine, settings.ring_id, clock)
+        manager = RingManager(
+            store=rings,
+            sealer=sealer,
+            gateway=gateway,
+            clock=clock,
+            sleep=sleep,
+            ring_id=settings.ring_id,
+            signer_backend=signer_backend(settings),
+        )
+        stages = StageEndpointCache(
+            gateway,
+            clock,
+            ttl_seconds=settings.stage_cache_ttl,
+            negative_ttl_seconds=settings.negative_ttl,
+        )
+        closing.push_async_callback(_close, "stages", stages.aclose)
+        ring = RingCopy(rings, manager.load_view, clock)
+        callers = CallerDirectory(SqlCallerStore(engine, clock), clock)
+        await ring.refresh()
+        await callers.refresh()
+        yield Parts(
+            regions=regions,
+            clock=clock,
+            engine=engine,
+            rings=rings,
+            gateway=gateway,
+            manager=manager,
+            ring=ring,
+            stages=stages,
+            issuer=TokenIssuer(
+                view=ring.view,
+                endpoints=stages,
+                gateway=gateway,
+                clock=clock,
+                iat_backdate=settings.iat_backdate,
+            ),
+            callers=callers,
+        )
+
+
+def signer_backend(settings: Settings) -> Backend | None:
+    """Return whose ECDSA is to sign; None for the best that is installed."""
+    return None if settings.signer == "auto" else cast("Backend", settings.signer)
+
+
+async def _close(part: str, close: Callable[[], Awaitable[None]]) -> None:
+    # A part that does not close must not keep the others from being closed.
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await close()
+    except TimeoutError:
+        _log.warning("part_does_not_close", part=part, seconds=_CLOSE_SECONDS)
+    except Exception as fault:  # noqa: BLE001 - logged, and the next part is closed
+        _log.error("part_failed_to_close", part=part, exc_info=fault)

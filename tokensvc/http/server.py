@@ -1,0 +1,150 @@
+"""The server: uvicorn on one socket, in one process or in several.
+
+The socket is bound and listened on before anything else, so a port that is taken is known at once, and
+connections that come while a worker is being replaced wait in the socket's queue. SIGTERM and SIGINT
+end the accepting; what was accepted is answered, within `TOKENSVC_SHUTDOWN_GRACE` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import structlog
+import uvicorn
+
+from tokensvc.errors import ConfigurationError
+from tokensvc.http.app import create_app
+from tokensvc.http.edge import Edge
+from tokensvc.http.parts import open_parts
+from tokensvc.http.workers import run_workers
+from tokensvc.settings import Settings
+from tokensvc.telemetry.logging import configure_logging
+
+__all__ = ["bind_socket", "serve", "server_config"]
+
+BACKLOG: Final = 2048
+"""Connections that may wait to be accepted; the kernel may allow fewer (net.core.somaxconn)."""
+
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than the 60 seconds after which load balancers commonly reuse a connection no more."""
+
+_log = structlog.get_logger(__name__)
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host` and `port`; port 0 takes a free one.
+
+    Raises ConfigurationError, in one line, for a port that is taken, an address that is not this
+    machine's, and a port that needs privileges.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{host!r} is not an address to listen on.") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Listening already: two sockets can be bound to one port, and only one can listen on it.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigurationError(
+            f"Cannot listen on {_shown(host, port)}: {reason.lower()}."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def server_config(settings: Settings, app: Edge) -> uvicorn.Config:
+    """Return how uvicorn serves `app`; it logs through the process's logging, warnings only."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        log_level="info" if settings.log_level == "debug" else "warning",
+        # The edge logs requests, with the route's template instead of the path.
+        access_log=False,
+        server_header=False,
+        # Nothing here asks who is at the other end of the connection.
+        proxy_headers=False,
+        workers=1,
+        limit_concurrency=settings.max_connections,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_grace,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; blocking, in the main thread.
+
+    Raises ConfigurationError, or another TokenServiceError, where the service cannot start.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    with bind_socket(settings.host, settings.port) as listener:
+        host, port = listener.getsockname()[:2]
+        _log.info("listening", host=host, port=port, workers=settings.workers)
+        if settings.workers == 1:
+            serve_alone(settings, listener)
+            return
+        # What is wrong with the configuration is said once, here, and not by every worker.
+        asyncio.run(_check(settings))
+        run_workers(settings, listener, serve_as_worker)
+
+
+def serve_alone(settings: Settings, listener: socket.socket, *, tend_keys: bool = True) -> None:
+    """Serve on `listener` in this process until a signal ends it; closes it."""
+    app = create_app(settings, tend_keys=tend_keys)
+    server = Server(server_config(settings, app))
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        if app.startup_error is not None:
+            raise app.startup_error from None
+        raise
+
+
+def serve_as_worker(settings: Settings, listener: socket.socket, index: int) -> None:
+    """Serve as worker number `index`; one of them is enough to look after the keys."""
+    configure_logging(settings.log_level, settings.log_format)
+    structlog.contextvars.bind_contextvars(worker=index)
+    serve_alone(settings, listener, tend_keys=index == 0)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which after a signal ends as a program that did what it was asked to."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM by draining; uvicorn would raise them again afterwards."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+
+async def _check(settings: Settings) -> None:
+    async with open_parts(settings, time.time):
+        _log.info("configuration_checked")
+
+
+def _shown(host: str, port: int) -> str:
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            return f"[{host}]:{port}"
+    return f"{host}:{port}"

@@ -1,0 +1,191 @@
+"""Several serving processes on one socket, and a parent that keeps them there.
+
+The parent serves nothing. It starts the workers, replaces one that dies (at once if it had run for a
+while, ever more slowly if it had not), and on SIGTERM or SIGINT asks all of them to drain, waiting for
+them no longer than they were promised. A worker whose parent is gone drains and ends by itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, Final, Protocol, TypeAlias
+
+import structlog
+
+from tokensvc.errors import TokenServiceError
+from tokensvc.settings import Settings
+
+__all__ = ["Supervisor", "Worker", "run_workers"]
+
+STABLE_SECONDS: Final = 30.0
+"""A worker that ran this long may be replaced at once."""
+
+FIRST_DELAY_SECONDS: Final = 1.0
+LAST_DELAY_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 0.2
+MARGIN_SECONDS: Final = 30.0
+"""What a worker gets on top of its grace: closing its parts takes time too, each a bounded one."""
+
+_STARTUP_FAILURE: Final = 3
+
+Serve: TypeAlias = Callable[[Settings, socket.socket, int], None]
+
+_log = structlog.get_logger(__name__)
+
+
+class Worker(Protocol):
+    """One process, as `multiprocessing` has it."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+        ...
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended; None while it runs."""
+        ...
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        ...
+
+
+@dataclass(slots=True)
+class _Place:
+    index: int
+    worker: Worker | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    delay: float = 0.0
+
+
+class Supervisor:
+    """Decides who runs; `look` is called again and again, with nothing in it that waits.
+
+    `start` starts worker number n; `clock` gives seconds of any origin; `grace` is in seconds.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        start: Callable[[int], Worker],
+        clock: Callable[[], float],
+        grace: float,
+    ) -> None:
+        self._start = start
+        self._clock = clock
+        self._grace = grace
+        self._stop_at: float | None = None
+        self._places = [_Place(index) for index in range(count)]
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The processes that run, as far as is known."""
+        return [place.worker for place in self._places if place.worker is not None]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the workers were asked to end."""
+        return self._stop_at is not None
+
+    def stop(self) -> None:
+        """Ask every worker to drain, once."""
+        if self._stop_at is None:
+            self._stop_at = self._clock() + self._grace
+            for worker in self.workers:
+                worker.terminate()
+
+    def look(self) -> bool:
+        """Take note of who has ended, start who is due; False when all have ended after `stop`."""
+        now = self._clock()
+        for place in self._places:
+            if place.worker is not None and place.worker.exitcode is not None:
+                self._note_end(place, place.worker.exitcode, now)
+            if place.worker is None and not self.stopping and now >= place.start_at:
+                place.worker = self._start(place.index)
+                place.started_at = now
+                _log.info("worker_started", worker=place.index, pid=place.worker.pid)
+        if self._stop_at is not None and now >= self._stop_at:
+            for worker in self.workers:
+                _log.error("worker_killed", pid=worker.pid, seconds=self._grace)
+                worker.kill()
+        return bool(self.workers) or not self.stopping
+
+    def _note_end(self, place: _Place, exitcode: int, now: float) -> None:
+        place.worker = None
+        if self.stopping:
+            return
+        ran = now - place.started_at
+        if ran >= STABLE_SECONDS:
+            place.delay = 0.0
+        else:
+            place.delay = min(max(place.delay * 2, FIRST_DELAY_SECONDS), LAST_DELAY_SECONDS)
+        place.start_at = now + place.delay
+        _log.error(
+            "worker_died",
+            worker=place.index,
+            exitcode=exitcode,
+            ran_seconds=round(ran, 1),
+            next_start_in_seconds=place.delay,
+        )
+
+
+def run_workers(settings: Settings, listener: socket.socket, serve: Serve) -> None:
+    """Run `settings.workers` processes that `serve` on `listener` until SIGTERM or SIGINT."""
+    # Not forked: a fork copies threads' locks, and awscrt and boto3 have threads.
+    context = multiprocessing.get_context("spawn")
+
+    def start(index: int) -> Any:
+        process = context.Process(
+            target=_be_worker, args=(serve, settings, listener, index), name=f"worker {index}"
+        )
+        process.start()
+        return process
+
+    grace = settings.shutdown_grace + MARGIN_SECONDS
+    supervisor = Supervisor(settings.workers, start, time.monotonic, grace)
+    asked = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        while supervisor.look():
+            if asked.is_set() and not supervisor.stopping:
+                _log.info("draining", workers=len(supervisor.workers))
+                supervisor.stop()
+            sentinels = [worker.sentinel for worker in supervisor.workers]  # type: ignore[attr-defined]
+            # A worker that dies wakes the parent; a signal is seen at the latest after the timeout.
+            wait(sentinels, timeout=POLL_SECONDS) if sentinels else asked.wait(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _be_worker(serve: Serve, settings: Settings, listener: socket.socket, index: int) -> None:
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    try:
+        serve(settings, listener, index)
+    except TokenServiceError as error:
+        _log.error("worker_cannot_start", code=error.code, detail=error.detail)
+        raise SystemExit(_STARTUP_FAILURE) from None
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
