@@ -39,9 +39,14 @@ def create_app(config: EmulatorConfig, clock: Callable[[], float] = time.time) -
     keeper = _restored_keeper(config, world, sessions)
     plane = ControlPlane(world, sessions, clock=clock, save=keeper.save if keeper else _saved)
 
-    @asgi([*PATHS, f"{TAGS_PATH}{{resource_arn:path}}"], copy_scope=False)
     async def operations(scope: Scope, receive: Receive, send: Send) -> None:
         await plane(scope, receive, send)  # type: ignore[arg-type]
+
+    # Not a path parameter: Litestar resolves those of ASGI handlers only where they are mounted.
+    routes = (
+        asgi(PATHS, copy_scope=True)(operations),
+        asgi(TAGS_PATH, is_mount=True, copy_scope=True)(operations),
+    )
 
     async def add_date(message: Message, _: Scope) -> None:
         if message["type"] == "http.response.start":
@@ -49,7 +54,7 @@ def create_app(config: EmulatorConfig, clock: Callable[[], float] = time.time) -
             message["headers"] = [*message["headers"], (b"date", date)]
 
     app = Litestar(
-        route_handlers=[operations, control_router(), *SOCKET_ROUTES],
+        route_handlers=[*routes, control_router(), *SOCKET_ROUTES],
         exception_handlers={
             NotFoundException: _unknown_operation,
             MethodNotAllowedException: _unknown_operation,

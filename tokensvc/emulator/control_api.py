@@ -14,6 +14,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import PermissionDeniedException, ValidationException
 from litestar.handlers.base import BaseRouteHandler
+from litestar.params import JSONBody
 
 from tokensvc.emulator.calls import CallLog
 from tokensvc.emulator.control_plane import ControlPlane
@@ -43,7 +44,7 @@ class ClockOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post("/faults", status_code=204)
-async def add_faults(data: FaultsToAdd, state: State) -> None:
+async def add_faults(data: JSONBody[FaultsToAdd], state: State) -> None:
     """Add rules behind those there are; see `FaultRule`."""
     plane: ControlPlane = state.control_plane
     try:
@@ -65,7 +66,7 @@ async def clear_faults(state: State) -> None:
 
 
 @post("/clock", status_code=200)
-async def set_clock(data: ClockOffset, state: State) -> dict[str, float]:
+async def set_clock(data: JSONBody[ClockOffset], state: State) -> dict[str, float]:
     """Move the emulator's clock. Rates of calls are measured by the clock that is not moved."""
     world: World = state.world
     world.clock_offset = data.offset

@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 import structlog
@@ -134,7 +134,7 @@ class ControlPlane:
 
 
 def _operation(scope: HTTPScope) -> str:
-    path = scope["path"]
+    path = _path(scope)
     if path.startswith(TAGS_PATH):
         name = TAG_OPERATIONS.get(scope["method"], "")
     else:
@@ -158,7 +158,12 @@ def _request(operation: str, scope: HTTPScope, body: bytes) -> Any:
         return request
     query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     keys = {"tagKeys": query["tagKeys"]} if "tagKeys" in query else {}
-    return {**request, **keys, "resourceArn": scope["path"].removeprefix(TAGS_PATH)}
+    return {**request, **keys, "resourceArn": _path(scope).removeprefix(TAGS_PATH)}
+
+
+def _path(scope: HTTPScope) -> str:
+    # The path that the application sees lacks what it is mounted under.
+    return unquote(scope["raw_path"].decode("latin-1"))
 
 
 async def _body(receive: Receive) -> bytes:
