@@ -85,6 +85,15 @@ def apt_calls(machine: Machine) -> list[str]:
     return [call for call in machine.calls if call.startswith("apt-get ")]
 
 
+# An apt-get that brings what it is asked for.
+BRING = """
+here=$(dirname "$0")
+for name in chromium npm; do
+  [[ $* != *$name* ]] || cp "$here/curl" "$here/$name"
+done
+"""
+
+
 def test_nothing_is_installed_where_all_is_there(machine: Machine) -> None:
     done = machine.run()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -94,6 +103,7 @@ def test_nothing_is_installed_where_all_is_there(machine: Machine) -> None:
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     (machine.bin / "chromium").unlink()
     (machine.bin / "npm").unlink()
+    machine.command("apt-get", BRING)
     done = machine.run()
     assert done.returncode == 0, done.stderr
     (call,) = apt_calls(machine)
@@ -102,9 +112,10 @@ def test_only_what_is_missing_is_installed(machine: Machine) -> None:
 
 def test_package_lists_are_renewed_where_the_first_try_fails(machine: Machine) -> None:
     (machine.bin / "chromium").unlink()
+    renewed = f"{machine.root}/renewed"
     machine.command(
         "apt-get",
-        f'[[ "$*" == *update* ]] && touch "{machine.root}/updated"; [[ -e "{machine.root}/updated" ]]',
+        f"[[ $* != *update ]] || touch {renewed}; [[ -e {renewed} ]] || exit 100; {BRING}",
     )
     done = machine.run()
     assert done.returncode == 0, done.stderr
@@ -119,6 +130,14 @@ def test_failing_apt_get_gives_one_line_with_its_reason(machine: Machine) -> Non
     (line,) = done.stderr.splitlines()
     assert "E: Unable to locate package" in line
     assert "apt-get install chromium" in line
+
+
+def test_apt_get_that_brings_nothing_gives_one_line(machine: Machine) -> None:
+    (machine.bin / "chromium").unlink()
+    done = machine.run()
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "there is no chromium even after apt-get" in line
 
 
 def test_machine_without_apt_get_gives_one_line(machine: Machine) -> None:
