@@ -51,6 +51,7 @@ test: $(VENV)/.dev ## install what the tests need (Chromium, Node) and run every
 
 .PHONY: bench
 bench: $(VENV)/.dev ## measure signatures and mints on this machine
+	@.ci/ensure-wrk
 	$(BIN)/python -m tests.bench
 
 .PHONY: format

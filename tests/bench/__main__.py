@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from tests.bench import over_http, in_process
+from tests.bench import in_process, over_http
 
 
 def main() -> int:
@@ -27,14 +27,18 @@ def main() -> int:
     options = parser.parse_args()
 
     figures = in_process.measure(options.rounds)
-    figures |= over_http.measure(options.rounds, options.seconds)
+    http = over_http.measure(options.rounds, options.seconds)
+    for name, rounds in http.per_second.items():
+        figures.setdefault(name, []).extend(rounds)
     base = median(figures["raw AWS-LC signatures"])
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{'':36}{'per second':>12}{'ratio':>8}")
     for name, rounds in figures.items():
         print(f"{name:36}{median(rounds):12,.0f}{median(rounds) / base:8.2f}")
+    print(*over_http.summary(http), sep="\n")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        report = {"per_second": figures, "p50_ms": http.p50_ms, "p99_ms": http.p99_ms}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return 0
 
 
