@@ -1,0 +1,322 @@
+"""What the ledger must do on every kind of database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.ledger.support import ENDPOINTS, NOW, OTHER_STAGE, STAGE, row
+from tokensvc.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from tokensvc.ledger import (
+    Claim,
+    DrainMarks,
+    IdempotencyStore,
+    Ledger,
+    LedgerJanitor,
+    LedgerWriter,
+    idempotency_ref,
+)
+from tokensvc.ledger.writer import MAX_RECORD_SECONDS
+from tokensvc.store.tables import issued_tokens, stage_endpoints
+from tokensvc.store.transactions import Transactions, open_transactions
+from tokensvc.tokens.claims import StageEndpoints
+
+
+async def start_writer(engine: AsyncEngine) -> tuple[LedgerWriter, Transactions]:
+    transactions = open_transactions(engine)
+    writer = LedgerWriter(transactions, clock=lambda: NOW)
+    writer.start()
+    return writer, transactions
+
+
+@pytest.fixture
+async def writer(engine: AsyncEngine) -> AsyncIterator[LedgerWriter]:
+    writer, transactions = await start_writer(engine)
+    yield writer
+    await writer.aclose()
+    await transactions.aclose()
+
+
+@pytest.fixture
+async def other_writer(second_engine: AsyncEngine) -> AsyncIterator[LedgerWriter]:
+    """Another replica's writer."""
+    writer, transactions = await start_writer(second_engine)
+    yield writer
+    await writer.aclose()
+    await transactions.aclose()
+
+
+@pytest.fixture
+def ledger(second_engine: AsyncEngine) -> Ledger:
+    """Reads over another replica's connections, so only what is committed."""
+    return Ledger(second_engine)
+
+
+async def test_what_was_recorded_is_there_for_every_replica_when_record_returns(writer, ledger):
+    issued = row("p1")
+    assert await writer.record([issued]) is None
+    found = await ledger.latest("p1")
+    assert found is not None
+    assert (
+        found.token_id,
+        found.kind,
+        found.stage_arn,
+        found.region,
+        found.user_id,
+        found.key_id,
+        found.key_arn,
+        found.caller_id,
+        found.issuer,
+        found.iat,
+        found.exp,
+        found.endpoints,
+    ) == issued
+    assert found.disconnected_at is None
+
+
+async def test_a_token_of_ivs_and_a_connection_token_need_fewer_facts(writer, ledger):
+    of_ivs = row("ivs1", key_id=None, key_arn=None, issuer="ivs", endpoints=None, user_id=None)
+    connection = row("c1", kind="connection", stage_arn=None, user_id=None, endpoints=None)
+    await writer.record([of_ivs, connection])
+    assert (await ledger.latest("ivs1")).endpoints is None
+    assert (await ledger.latest("c1")).kind == "connection"
+    assert await ledger.latest("unknown") is None
+
+
+async def test_names_of_every_script_survive(writer, ledger):
+    for name in ("Zoë", "\U0001f600", "O'Brien; --", "a\nb", "%s ? $1"):
+        await writer.record([row(user_id=name)])
+        assert [t.user_id for t in (await ledger.living(NOW, user_id=name)).tokens] == [name]
+
+
+async def test_endpoints_are_stored_once_and_what_was_signed_stays(
+    writer, other_writer, engine, ledger
+):
+    changed = StageEndpoints(ENDPOINTS.events, "https://b.whip.live-video.net")
+    await writer.record([row("p1"), row("p2")])
+    await other_writer.record([row("p3")])
+    await writer.record([row("p4", endpoints=changed)])
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(func.count()).select_from(stage_endpoints)) == 2
+    assert (await ledger.latest("p3")).endpoints == ENDPOINTS
+    assert (await ledger.latest("p4")).endpoints == changed
+
+
+async def test_an_exchanged_participant_is_found_as_it_was_last_signed(writer, ledger):
+    await writer.record([row("p1", exp=NOW + 7200)])
+    await writer.record([row("p1", exp=NOW + 60, user_id="alicia")])
+    assert (await ledger.latest("p1")).user_id == "alicia"
+    assert await ledger.last_expiry_of("p1") == NOW + 7200
+    assert await ledger.last_expiry_of("unknown") is None
+
+
+async def test_living_tokens_of_a_user_of_a_stage_and_of_a_key(writer, ledger):
+    await writer.record(
+        [
+            row("a"),
+            row("b", user_id="bob"),
+            row("c", stage_arn=OTHER_STAGE),
+            row("d", key_id="k2"),
+            row("e", exp=NOW),
+            row("f", user_id=None),
+        ]
+    )
+
+    async def ids(**filters: str) -> set[str]:
+        return {token.token_id for token in (await ledger.living(NOW, **filters)).tokens}
+
+    assert await ids() == {"a", "b", "c", "d", "f"}
+    assert await ids(stage_arn=STAGE, user_id="alice") == {"a", "d"}
+    assert await ids(user_id="alice") == {"a", "c", "d"}
+    assert await ids(stage_arn=STAGE) == {"a", "b", "d", "f"}
+    assert await ids(key_id="k1") == {"a", "b", "c", "f"}
+    assert await ids(key_id="k2", stage_arn=OTHER_STAGE) == set()
+    assert await ledger.count_living(NOW, stage_arn=STAGE, user_id="alice") == 2
+    assert await ledger.count_living(NOW + 3600) == 0
+
+
+async def test_pages_show_every_token_once_though_rows_come_and_go(writer, ledger, second_engine):
+    await writer.record([row(f"p{n:03d}", exp=NOW + 1 + n // 7) for n in range(100)])
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await ledger.living(NOW, stage_arn=STAGE, cursor=cursor, limit=9)
+        seen += [token.token_id for token in page.tokens]
+        assert len(page.tokens) <= 9
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        await writer.record([row(exp=NOW + 1)])  # before the cursor, so on no later page
+    assert seen == [f"p{n:03d}" for n in range(100)]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "!!!", "bnVsbA", "W10", "WzEsMiwzXQ", "é"])
+async def test_a_cursor_that_is_none_is_refused_by_name(ledger, cursor):
+    with pytest.raises(InvalidRequestError) as refused:
+        await ledger.living(NOW, cursor=cursor)
+    assert refused.value.errors[0].field == "cursor"
+
+
+async def test_a_cursor_belongs_to_its_filter(writer, ledger):
+    await writer.record([row(), row()])
+    cursor = (await ledger.living(NOW, stage_arn=STAGE, limit=1)).next_cursor
+    with pytest.raises(InvalidRequestError):
+        await ledger.living(NOW, user_id="alice", cursor=cursor)
+
+
+async def test_the_drain_mark_is_the_latest_expiry_and_settles_when_no_row_can_come(writer, ledger):
+    await writer.record([row(exp=NOW + 50), row(exp=NOW + 900), row(key_id="k2", exp=NOW + 9000)])
+    marks = DrainMarks(ledger, durability="durable", longest_ttl=1e6)
+    early = await marks.read("k1", stopped_signing_at=NOW, now=NOW + MAX_RECORD_SECONDS)
+    late = await marks.read("k1", stopped_signing_at=NOW, now=NOW + MAX_RECORD_SECONDS + 1)
+    assert (early.latest_expiry, early.settled) == (NOW + 900, False)
+    assert (late.latest_expiry, late.settled) == (NOW + 900, True)
+    assert (await marks.read("unused", stopped_signing_at=NOW, now=NOW)).latest_expiry is None
+
+
+async def test_where_rows_may_be_lost_the_drain_mark_is_the_longest_life(writer, ledger):
+    await writer.record([row(exp=NOW + 50)])
+    marks = DrainMarks(ledger, durability="relaxed", longest_ttl=600.5)
+    assert (await marks.read("k1", stopped_signing_at=NOW, now=NOW)).latest_expiry == NOW + 601
+    assert (await marks.read("k2", stopped_signing_at=NOW, now=NOW)).latest_expiry == NOW + 601
+
+
+async def test_what_a_key_s_deletion_breaks_is_summed_by_stage_and_caller(writer, ledger):
+    await writer.record(
+        [row(), row(exp=NOW + 4000), row(caller_id="tool"), row(stage_arn=None, kind="connection")]
+        + [row(exp=NOW), row(key_id="k2")]
+    )
+    use = await ledger.key_use("k1", NOW)
+    assert (use.living, use.latest_expiry) == (4, NOW + 4000)
+    assert {(u.stage_arn, u.caller_id): (u.living, u.latest_expiry) for u in use.users} == {
+        (STAGE, "backend"): (2, NOW + 4000),
+        (STAGE, "tool"): (1, NOW + 3600),
+        (None, "backend"): (1, NOW + 3600),
+    }
+    nothing = await ledger.key_use("k9", NOW)
+    assert (nothing.living, nothing.latest_expiry, nothing.users) == (0, None, ())
+
+
+async def test_a_disconnect_is_noted_on_every_token_of_the_participant(writer, ledger):
+    await writer.record([row("p1"), row("p1", exp=NOW + 10), row("p2")])
+    await ledger.mark_disconnected("p1", NOW + 5.5)
+    noted = {(t.token_id, t.disconnected_at) for t in (await ledger.living(NOW)).tokens}
+    assert noted == {("p1", NOW + 5.5), ("p2", None)}
+
+
+async def test_a_value_that_no_database_takes_fails_its_own_request_alone(writer, ledger):
+    others = [asyncio.create_task(writer.record([row(f"p{n}")])) for n in range(7)]
+    bad = asyncio.create_task(writer.record([row("bad", user_id="\ud800"), row("with-it")]))
+    others += [asyncio.create_task(writer.record([row(f"q{n}")])) for n in range(7)]
+    with pytest.raises(StoreRefusedError) as refused:
+        await bad
+    assert "\ud800" not in str(refused.value)
+    await asyncio.gather(*others)
+    found = {token.token_id for token in (await ledger.living(NOW)).tokens}
+    assert found == {f"p{n}" for n in range(7)} | {f"q{n}" for n in range(7)}
+
+
+async def test_a_damaged_row_is_named_not_passed_on(writer, ledger, engine):
+    await writer.record([row("p1")])
+    async with engine.begin() as connection:
+        await connection.execute(update(issued_tokens).values(kind="?"))
+    with pytest.raises(StoreUnavailableError, match="damaged"):
+        await ledger.latest("p1")
+
+
+async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(writer, ledger, engine):
+    await writer.record([row(exp=NOW - 100 - n) for n in range(25)] + [row("kept", exp=NOW - 99)])
+    ref = idempotency_ref("backend", "mint", "key", b"{}")
+    await writer.record([row("living")], Claim(ref, "{}", NOW - 1))
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    janitor = LedgerJanitor(engine, retention=100, clock=lambda: NOW, sleep=sleep, slice_rows=10)
+    assert await janitor.sweep() == 26
+    assert len(pauses) == 2
+    assert {t.token_id for t in (await ledger.living(NOW - 200)).tokens} == {"kept", "living"}
+    assert await janitor.sweep() == 0
+
+
+def claim(
+    result: str, *, key: str = "key", body: bytes = b"{}", expires_at: float = NOW + 60
+) -> Claim:
+    return Claim(idempotency_ref("backend", "POST /v1/tokens", key, body), result, expires_at)
+
+
+async def test_a_claim_is_stored_with_its_rows_and_found_by_every_replica(
+    writer, ledger, second_engine
+):
+    mine = claim('{"id":"p1"}')
+    store = IdempotencyStore(second_engine)
+    assert await store.find(mine.ref, NOW) is None
+    assert await writer.record([row("p1")], mine) is None
+    assert await store.find(mine.ref, NOW) == '{"id":"p1"}'
+    assert await store.find(mine.ref, NOW + 60) is None
+    with pytest.raises(IdempotencyConflictError):
+        await store.find(claim("", body=b"other").ref, NOW)
+
+
+async def test_of_many_requests_under_one_key_one_wins_and_all_learn_it(
+    writer, other_writer, ledger
+):
+    claims = [claim(f'"p{n}"') for n in range(10)]
+    answers = await asyncio.gather(
+        *((writer if n % 2 else other_writer).record([row(f"p{n}")], claims[n]) for n in range(10))
+    )
+    winners = [n for n, answer in enumerate(answers) if answer is None]
+    assert len(winners) == 1
+    assert {answer for answer in answers if answer is not None} == {f'"p{winners[0]}"'}
+    recorded = [token.token_id for token in (await ledger.living(NOW)).tokens]
+    assert recorded == [f"p{winners[0]}"]
+
+
+async def test_a_late_claim_of_another_request_is_a_conflict_and_stores_nothing(
+    writer, other_writer, ledger
+):
+    await writer.record([row("p1")], claim('"p1"'))
+    with pytest.raises(IdempotencyConflictError):
+        await other_writer.record([row("p2")], claim('"p2"', body=b"other"))
+    assert await ledger.latest("p2") is None
+
+
+async def test_keys_of_other_callers_and_routes_do_not_meet(writer):
+    mine = claim('"p1"')
+    await writer.record([row()], mine)
+    for other in (replace(mine.ref, caller_id="tool"), replace(mine.ref, route="x")):
+        assert await writer.record([row()], Claim(other, '"p2"', NOW + 60)) is None
+
+
+async def test_an_expired_claim_gives_way(writer):
+    await writer.record([row()], claim('"p1"', expires_at=NOW))
+    assert await writer.record([row()], claim('"p2"')) is None
+
+
+async def test_a_claim_whose_commit_had_landed_unknown_to_us_is_still_ours(writer):
+    again = claim('"p1"')
+    await writer.record([row()], again)
+    assert await writer.record([row()], again) is None
+
+
+async def test_many_claims_fit_in_one_commit(writer, ledger):
+    claims = [claim(f'"{n}"', key=f"key{n}") for n in range(450)]
+    answers = await asyncio.gather(*(writer.record([row(f"p{n}")], claims[n]) for n in range(450)))
+    assert set(answers) == {None}
+    assert await ledger.count_living(NOW) == 450
+
+
+async def test_a_batch_larger_than_one_statement_is_recorded_whole(writer, ledger):
+    await writer.record([row() for _ in range(3000)])
+    assert await ledger.count_living(NOW) == 3000
