@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "BannedError",
     "BodyTooLargeError",
     "ConfigurationError",
     "FieldError",
     "ForbiddenError",
+    "IdempotencyConflictError",
     "InvalidRequestError",
     "IvsAccessDeniedError",
     "IvsConflictError",
@@ -29,6 +31,7 @@ __all__ = [
     "IvsThrottledError",
     "IvsUnavailableError",
     "KeyMismatchError",
+    "LedgerBusyError",
     "MalformedJsonError",
     "MethodNotAllowedError",
     "NoSigningKeyError",
@@ -36,6 +39,7 @@ __all__ = [
     "RingConflictError",
     "SealError",
     "StageNotFoundError",
+    "StoreRefusedError",
     "StoreUnavailableError",
     "TokenServiceError",
     "UnauthenticatedError",
@@ -122,6 +126,14 @@ class ForbiddenError(TokenServiceError):
     title = "Forbidden"
 
 
+class BannedError(TokenServiceError):
+    """A ban keeps this user, participant or stage from being issued tokens; `detail` names its id and end."""
+
+    code = "banned"
+    status = 403
+    title = "Banned"
+
+
 class NotFoundError(TokenServiceError):
     """No such route or thing."""
 
@@ -144,6 +156,14 @@ class StageNotFoundError(TokenServiceError):
     code = "stage_not_found"
     status = 404
     title = "Stage not found"
+
+
+class IdempotencyConflictError(TokenServiceError):
+    """The `Idempotency-Key` was used before with another request."""
+
+    code = "idempotency_conflict"
+    status = 409
+    title = "Idempotency key used before"
 
 
 class BodyTooLargeError(TokenServiceError):
@@ -179,6 +199,21 @@ class StoreUnavailableError(TokenServiceError):
     code = "store_unavailable"
     status = 503
     title = "Store unavailable"
+
+
+class StoreRefusedError(TokenServiceError):
+    """The database refuses a value that this program wants to store; nothing of the request was stored."""
+
+    code = "store_refused"
+    title = "Store refuses the value"
+
+
+class LedgerBusyError(TokenServiceError):
+    """More tokens wait to be recorded than the ledger's queue holds."""
+
+    code = "ledger_busy"
+    status = 503
+    title = "Ledger busy"
 
 
 class RingConflictError(TokenServiceError):

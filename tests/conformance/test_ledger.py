@@ -193,8 +193,14 @@ async def test_where_rows_may_be_lost_the_drain_mark_is_the_longest_life(writer,
 
 async def test_what_a_key_s_deletion_breaks_is_summed_by_stage_and_caller(writer, ledger):
     await writer.record(
-        [row(), row(exp=NOW + 4000), row(caller_id="tool"), row(stage_arn=None, kind="connection")]
-        + [row(exp=NOW), row(key_id="k2")]
+        [
+            row(),
+            row(exp=NOW + 4000),
+            row(caller_id="tool"),
+            row(stage_arn=None, kind="connection"),
+            row(exp=NOW),
+            row(key_id="k2"),
+        ]
     )
     use = await ledger.key_use("k1", NOW)
     assert (use.living, use.latest_expiry) == (4, NOW + 4000)

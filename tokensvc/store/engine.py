@@ -25,7 +25,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tokensvc.errors import ConfigurationError
 
-__all__ = ["open_engine", "open_migration_engine"]
+__all__ = ["open_engine", "open_migration_engine", "open_writer_engine"]
 
 LOCK_TIMEOUT_SECONDS: Final = 5.0
 POOL_TIMEOUT_SECONDS: Final = 5.0
@@ -75,6 +75,23 @@ def open_migration_engine(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_migration_connection)
     event.listen(engine, "begin", _begin_immediately)
     return engine
+
+
+def open_writer_engine(engine: AsyncEngine) -> Engine:
+    """Return a blocking engine with one connection to the SQLite database of `engine`.
+
+    For one thread that writes; its transactions hold the write lock from their first moment.
+    """
+    writer = create_engine(
+        engine.url.set(drivername="sqlite+pysqlite"),
+        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        pool_size=1,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+    event.listen(writer, "connect", _prepare_migration_connection)
+    event.listen(writer, "begin", _begin_immediately)
+    return writer
 
 
 def _parse(url: str) -> URL:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -25,7 +26,17 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["caller_secrets", "callers", "feeds", "keys", "metadata", "rings"]
+__all__ = [
+    "caller_secrets",
+    "callers",
+    "feeds",
+    "idempotency_records",
+    "issued_tokens",
+    "keys",
+    "metadata",
+    "rings",
+    "stage_endpoints",
+]
 
 metadata = MetaData(
     naming_convention={
@@ -37,12 +48,14 @@ metadata = MetaData(
 )
 
 # One key ring per Region. `version` is the fencing number of its rotators: it grows by one with
-# every change, and a write that names another version is refused.
+# every change, and a write that names another version is refused. `owner` is random and tells this
+# ring's keys at IVS from those of a ring that another database keeps under the same id.
 rings = Table(
     "rings",
     metadata,
     Column("ring_id", String(64), primary_key=True),
     Column("region", String(32), primary_key=True),
+    Column("owner", String(32), nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
 )
@@ -62,6 +75,9 @@ keys = Table(
     Column("imported_at", Double, nullable=True),
     Column("checked_at", Double, nullable=True),
     Column("activated_at", Double, nullable=True),
+    Column("longest_ttl", Double, nullable=True),
+    Column("retired_at", Double, nullable=True),
+    Column("delete_reason", String(16), nullable=True),
     Column("deleted_at", Double, nullable=True),
     ForeignKeyConstraint(["ring_id", "region"], ["rings.ring_id", "rings.region"]),
     UniqueConstraint("arn"),
@@ -107,3 +123,62 @@ feeds = Table(
     Column("name", String(64), primary_key=True),
     Column("version", BigInteger, nullable=False),
 )
+
+# What was issued: one row per token. An exchange, or a replay under a newer key, signs another token
+# for the same `token_id` (the `jti`), so that is not unique. SQLite only numbers rows by itself when
+# their key is an INTEGER. `stage_arn` and `user_id` are null where the token has none.
+issued_tokens = Table(
+    "issued_tokens",
+    metadata,
+    Column("row_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("token_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("stage_arn", String(128), nullable=True),
+    Column("region", String(32), nullable=False),
+    Column("user_id", String(128), nullable=True),
+    Column("key_id", String(32), nullable=True),
+    Column("key_arn", String(128), nullable=True),
+    Column("caller_id", String(32), nullable=True),
+    Column("issuer", String(8), nullable=False),
+    Column("iat", BigInteger, nullable=False),
+    Column("exp", BigInteger, nullable=False),
+    Column("endpoints_id", String(32), nullable=True),
+    Column("disconnected_at", Double, nullable=True),
+)
+# Each look-up walks one of these in the order of its pages, (exp, row_id); the last is for retention.
+Index("ix_issued_tokens_token_id", issued_tokens.c.token_id)
+Index(
+    "ix_issued_tokens_user",
+    issued_tokens.c.user_id,
+    issued_tokens.c.stage_arn,
+    issued_tokens.c.exp,
+    issued_tokens.c.row_id,
+)
+Index(
+    "ix_issued_tokens_stage", issued_tokens.c.stage_arn, issued_tokens.c.exp, issued_tokens.c.row_id
+)
+Index("ix_issued_tokens_key", issued_tokens.c.key_id, issued_tokens.c.exp, issued_tokens.c.row_id)
+Index("ix_issued_tokens_exp", issued_tokens.c.exp, issued_tokens.c.row_id)
+
+# The endpoints that tokens were signed with, kept once; `endpoints_id` is a hash of the two. A few rows
+# per stage, never deleted, so that every process may remember which are there.
+stage_endpoints = Table(
+    "stage_endpoints",
+    metadata,
+    Column("endpoints_id", String(32), primary_key=True),
+    Column("events_url", String(2048), nullable=False),
+    Column("whip_url", String(2048), nullable=False),
+)
+
+# What was answered to a request that carried an Idempotency-Key: the facts it can be derived from.
+idempotency_records = Table(
+    "idempotency_records",
+    metadata,
+    Column("caller_id", String(32), primary_key=True),
+    Column("route", String(64), primary_key=True),
+    Column("key_sha256", LargeBinary(32), primary_key=True),
+    Column("request_sha256", LargeBinary(32), nullable=False),
+    Column("result", Text, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+Index("ix_idempotency_records_expires_at", idempotency_records.c.expires_at)

@@ -1,0 +1,32 @@
+"""What was issued: one row for every token, whoever signed it, and never the token itself.
+
+A token leaves only after its row is committed (`writer.py`), so that every token of a user, a stage or
+a key can be found and revoked (`lookups.py`), and a key is deleted after the last token it signed has
+expired (`drain.py`). `idempotency.py` keeps what was answered to a repeated request, in the same
+commit as the rows. `janitor.py` deletes what has expired.
+"""
+
+from tokensvc.ledger.drain import DrainMark, DrainMarks
+from tokensvc.ledger.idempotency import Claim, IdempotencyRef, IdempotencyStore, idempotency_ref
+from tokensvc.ledger.janitor import LedgerJanitor
+from tokensvc.ledger.lookups import IssuedRecord, KeyUse, KeyUser, Ledger, Page
+from tokensvc.ledger.row import LedgerRow
+from tokensvc.ledger.writer import MAX_RECORD_SECONDS, LedgerWriter
+
+__all__ = [
+    "MAX_RECORD_SECONDS",
+    "Claim",
+    "DrainMark",
+    "DrainMarks",
+    "IdempotencyRef",
+    "IdempotencyStore",
+    "IssuedRecord",
+    "KeyUse",
+    "KeyUser",
+    "Ledger",
+    "LedgerJanitor",
+    "LedgerRow",
+    "LedgerWriter",
+    "Page",
+    "idempotency_ref",
+]

@@ -1,0 +1,101 @@
+"""Deletes what has expired, in slices small enough that no mint waits long for one.
+
+On SQLite a slice holds the only write lock for some milliseconds; between two slices the ledger's
+writer gets its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Delete, delete, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import idempotency_records, issued_tokens
+
+__all__ = ["LedgerJanitor"]
+
+SLICE_ROWS: Final = 500
+PAUSE_SECONDS: Final = 0.05
+INTERVAL_SECONDS: Final = 60.0
+MAX_SLICES: Final = 1_000
+"""Of one sweep: 500,000 rows, so that a sweep keeps up with 5,000 tokens a second and still ends."""
+
+_log = structlog.get_logger(__name__)
+
+
+class LedgerJanitor:
+    """Keeps a row `retention` seconds beyond its expiry; replicas may sweep at the same time."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        retention: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        slice_rows: int = SLICE_ROWS,
+    ) -> None:
+        self._engine = engine
+        self._retention = retention
+        self._clock = clock
+        self._sleep = sleep
+        self._slice_rows = slice_rows
+
+    async def run(self) -> None:
+        """Sweep for ever, about once a minute; a sweep that fails is logged and tried again."""
+        while True:
+            # Replicas that were started together should not sweep together.
+            await self._sleep(INTERVAL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
+            try:
+                deleted = await self.sweep()
+            except StoreUnavailableError as error:
+                _log.warning("ledger_sweep_failed", detail=error.detail, **error.context)
+            else:
+                _log.debug("ledger_swept", deleted=deleted)
+
+    async def sweep(self) -> int:
+        """Delete what is due, and return how many rows that was; raises StoreUnavailableError."""
+        now = self._clock()
+        return await self._delete_all(_expired_tokens(now - self._retention, self._slice_rows)) + (
+            await self._delete_all(_expired_records(now, self._slice_rows))
+        )
+
+    async def _delete_all(self, statement: Delete) -> int:
+        total = 0
+        for _ in range(MAX_SLICES):
+            with store_faults("delete expired rows"):
+                async with self._engine.begin() as connection:
+                    deleted = (await connection.execute(statement)).rowcount
+            total += deleted
+            if deleted < self._slice_rows:
+                break
+            await self._sleep(PAUSE_SECONDS)
+        return total
+
+
+def _expired_tokens(before: float, count: int) -> Delete:
+    due: Any = (
+        select(issued_tokens.c.row_id)
+        .where(issued_tokens.c.exp <= before)
+        .order_by(issued_tokens.c.exp)
+        .limit(count)
+    )
+    return delete(issued_tokens).where(issued_tokens.c.row_id.in_(due))
+
+
+def _expired_records(before: float, count: int) -> Delete:
+    columns = idempotency_records.primary_key.columns
+    due: Any = (
+        select(*columns)
+        .where(idempotency_records.c.expires_at <= before)
+        .order_by(idempotency_records.c.expires_at)
+        .limit(count)
+    )
+    return delete(idempotency_records).where(tuple_(*columns).in_(due))

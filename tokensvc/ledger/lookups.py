@@ -1,0 +1,256 @@
+"""Questions about what was issued, each answered from one index.
+
+`Living` means not expired. Pages are ordered by (exp, row_id) and read by key, never by offset, so
+the thousandth costs what the first does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
+
+from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.ledger.cursor import decode_cursor, encode_cursor
+from tokensvc.ledger.row import CONNECTION, PARTICIPANT, TokenKind
+from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import issued_tokens as tokens
+from tokensvc.store.tables import stage_endpoints
+from tokensvc.tokens.claims import StageEndpoints
+
+__all__ = ["MAX_PAGE", "IssuedRecord", "KeyUse", "KeyUser", "Ledger", "Page", "living_tokens"]
+
+MAX_PAGE: Final = 1000
+MAX_KEY_USERS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedRecord:
+    """A row of the ledger, as it was read; fields as in `LedgerRow`.
+
+    `disconnected_at` is when IVS took the disconnect or the revocation of this token, Unix seconds.
+    """
+
+    row_id: int
+    token_id: str
+    kind: TokenKind
+    stage_arn: str | None
+    region: str
+    user_id: str | None
+    key_id: str | None
+    key_arn: str | None
+    caller_id: str | None
+    issuer: str
+    iat: int
+    exp: int
+    disconnected_at: float | None
+    endpoints: StageEndpoints | None = None
+    """Only where a single token was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some rows, and the cursor of the next page (None: this is the last)."""
+
+    tokens: tuple[IssuedRecord, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUser:
+    """How many living tokens of a key are one caller's, for one stage (None: connection tokens)."""
+
+    stage_arn: str | None
+    caller_id: str | None
+    living: int
+    latest_expiry: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What breaks when a key is deleted now: its living tokens, and whose they are, most first.
+
+    `users` is cut after 1,000; `living` counts all.
+    """
+
+    living: int
+    latest_expiry: int | None
+    users: tuple[KeyUser, ...]
+
+
+_RECORD_COLUMNS: Final = tuple(column for column in tokens.c if column.name != "endpoints_id")
+
+
+class Ledger:
+    """Reads the ledger, and notes what was disconnected. Every method raises StoreUnavailableError."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def living(
+        self,
+        now: float,
+        *,
+        stage_arn: str | None = None,
+        user_id: str | None = None,
+        key_id: str | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Return living tokens that match every filter given, earliest expiry first.
+
+        At most `limit` (1 to 1000). Raises InvalidRequestError for a cursor that does not fit.
+        """
+        limit = min(max(limit, 1), MAX_PAGE)
+        selection = (stage_arn, user_id, key_id)
+        after = None
+        if cursor is not None:
+            position = decode_cursor(cursor, selection)
+            after = (position.exp, position.row_id)
+        query = living_tokens(
+            now, stage_arn=stage_arn, user_id=user_id, key_id=key_id, after=after
+        ).limit(limit + 1)
+        rows = await self._all("list tokens", query)
+        records = tuple(_record(row) for row in rows[:limit])
+        if len(rows) <= limit:
+            return Page(records, None)
+        return Page(records, encode_cursor(records[-1].exp, records[-1].row_id, selection))
+
+    async def count_living(
+        self,
+        now: float,
+        *,
+        stage_arn: str | None = None,
+        user_id: str | None = None,
+        key_id: str | None = None,
+    ) -> int:
+        """Count living tokens; reads as many entries of an index as it counts."""
+        query = (
+            select(func.count())
+            .select_from(tokens)
+            .where(*_living(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id))
+        )
+        return int((await self._all("count tokens", query))[0][0])
+
+    async def latest(self, token_id: str) -> IssuedRecord | None:
+        """Return the newest token with this `jti`, with the endpoints it was signed with, or None.
+
+        An exchange gives a participant a newer token under the same id.
+        """
+        query = (
+            select(*_RECORD_COLUMNS, stage_endpoints.c.events_url, stage_endpoints.c.whip_url)
+            .select_from(
+                tokens.outerjoin(
+                    stage_endpoints, stage_endpoints.c.endpoints_id == tokens.c.endpoints_id
+                )
+            )
+            .where(tokens.c.token_id == token_id)
+            .order_by(tokens.c.row_id.desc())
+            .limit(1)
+        )
+        rows = await self._all("find token", query)
+        if not rows:
+            return None
+        found = tuple(rows[0])
+        record, (events, whip) = _record(found[:-2]), found[-2:]
+        if events is None:
+            return record
+        return replace(record, endpoints=StageEndpoints(events, whip))
+
+    async def last_expiry_of(self, token_id: str) -> int | None:
+        """Return the latest `exp` of the tokens with this `jti`, or None."""
+        query = select(func.max(tokens.c.exp)).where(tokens.c.token_id == token_id)
+        return cast("int | None", (await self._all("find token", query))[0][0])
+
+    async def latest_expiry(self, key_id: str) -> int | None:
+        """Return the latest `exp` of all committed tokens of a key, or None.
+
+        Before a key is deleted, `drain.py` says when this is final.
+        """
+        query = (
+            select(tokens.c.exp)
+            .where(tokens.c.key_id == key_id)
+            .order_by(tokens.c.exp.desc())
+            .limit(1)
+        )
+        rows = await self._all("find latest expiry", query)
+        return int(rows[0][0]) if rows else None
+
+    async def key_use(self, key_id: str, now: float) -> KeyUse:
+        """Return who holds living tokens of a key; reads all of them, seconds for millions."""
+        living = func.count().label("living")
+        latest = func.max(tokens.c.exp).label("latest_expiry")
+        grouped = (
+            select(tokens.c.stage_arn, tokens.c.caller_id, living, latest)
+            .where(*_living(now, key_id=key_id))
+            .group_by(tokens.c.stage_arn, tokens.c.caller_id)
+            .order_by(living.desc())
+            .limit(MAX_KEY_USERS)
+        )
+        users = tuple(KeyUser(*tuple(row)) for row in await self._all("sum up key", grouped))
+        count = sum(user.living for user in users)
+        if len(users) == MAX_KEY_USERS:
+            count = await self.count_living(now, key_id=key_id)
+        return KeyUse(count, await self.latest_expiry(key_id) if count else None, users)
+
+    async def mark_disconnected(self, token_id: str, at: float) -> None:
+        """Note that IVS has disconnected or revoked every token with this `jti`."""
+        with store_faults("mark token disconnected"):
+            async with self._engine.begin() as connection:
+                await connection.execute(
+                    update(tokens).where(tokens.c.token_id == token_id).values(disconnected_at=at)
+                )
+
+    async def _all(self, operation: str, query: Select[Any]) -> list[Row[Any]]:
+        with store_faults(operation):
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(query)).all())
+
+
+def living_tokens(
+    now: float,
+    *,
+    stage_arn: str | None = None,
+    user_id: str | None = None,
+    key_id: str | None = None,
+    after: tuple[int, int] | None = None,
+) -> Select[Any]:
+    """Return the query of a page: living tokens after the row at `after`, (exp, row_id)."""
+    query = (
+        select(*_RECORD_COLUMNS)
+        .where(*_living(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id))
+        .order_by(tokens.c.exp, tokens.c.row_id)
+    )
+    if after is not None:
+        query = query.where(tuple_(tokens.c.exp, tokens.c.row_id) > tuple_(*after))
+    return query
+
+
+def _living(
+    now: float,
+    *,
+    stage_arn: str | None = None,
+    user_id: str | None = None,
+    key_id: str | None = None,
+) -> list[ColumnElement[bool]]:
+    conditions = [tokens.c.exp > int(now)]
+    for column, value in (
+        (tokens.c.stage_arn, stage_arn),
+        (tokens.c.user_id, user_id),
+        (tokens.c.key_id, key_id),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    return conditions
+
+
+def _record(row: Iterable[Any]) -> IssuedRecord:
+    record = IssuedRecord(*row)
+    if record.kind not in (PARTICIPANT, CONNECTION) or not isinstance(record.exp, int):
+        raise StoreUnavailableError(
+            f"Row {record.row_id} of the ledger is damaged.", token_id=record.token_id
+        )
+    return record

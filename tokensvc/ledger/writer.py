@@ -1,0 +1,286 @@
+"""Group commit: requests wait together for one commit that carries all their rows.
+
+While one commit is under way, what arrives gathers, and is the next one's batch. So a lone mint waits
+for one commit and a thousand at once share it. One writer per process; the database orders writers.
+
+`durable` (the default): `record` returns when the rows are on disk. `relaxed`: it returns at once, and
+a crash loses what has not been committed: what is queued and the commit under way, which takes some
+10 ms on an idle disk and never more than MAX_RECORD_SECONDS; rows are then missing from every answer
+about living tokens. Rows with a claim on an idempotency key wait in either mode.
+
+Nothing grows without bound: a full queue refuses with LedgerBusyError, and rows older than
+MAX_RECORD_SECONDS are refused whether or not they were committed, so that `drain.py` may rely on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import structlog
+from cachetools import LRUCache
+from sqlalchemy import Connection
+
+from tokensvc.errors import (
+    LedgerBusyError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    TokenServiceError,
+)
+from tokensvc.ledger.idempotency import Claim, StoredAnswer, claim_all
+from tokensvc.ledger.row import LedgerRow, endpoints_id
+from tokensvc.store.tables import issued_tokens, stage_endpoints
+from tokensvc.store.transactions import Transactions, insert_absent, insert_rows
+from tokensvc.tokens.claims import StageEndpoints
+
+__all__ = ["MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
+
+Durability: TypeAlias = Literal["durable", "relaxed"]
+
+MAX_RECORD_SECONDS: Final = 15.0
+"""No `record` succeeds later than this after its call; the commit of a row may still come later."""
+
+MAX_WAITING_ROWS: Final = 20_000
+MAX_ROWS_PER_COMMIT: Final = 2_000
+RETRY_AFTER_SECONDS: Final = 1.0
+
+_COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    rows: Sequence[LedgerRow]
+    claim: Claim | None
+    answer: asyncio.Future[str | None] | None
+    """None where nobody waits."""
+    queued_at: float
+
+    def refuse(self, error: Exception) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class LedgerWriter:
+    """The one writer of a process; belongs to one event loop.
+
+    `clock` gives Unix seconds; `monotonic`, seconds of a clock that never steps, for ages.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        *,
+        clock: Callable[[], float],
+        durability: Durability = "durable",
+        max_waiting_rows: int = MAX_WAITING_ROWS,
+        max_rows_per_commit: int = MAX_ROWS_PER_COMMIT,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transactions = transactions
+        self._clock = clock
+        self._durability = durability
+        self._max_waiting = max_waiting_rows
+        self._max_rows = max_rows_per_commit
+        self._monotonic = monotonic
+        self._queue: deque[_Entry] = deque()
+        self._waiting = 0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._stored_endpoints: LRUCache[str, bool] = LRUCache(maxsize=10_000)
+        self._counts = {"committed": 0, "commits": 0, "refused": 0, "lost": 0}
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no commit has taken yet."""
+        return self._waiting
+
+    def counts(self) -> Mapping[str, int]:
+        """Return totals: rows `committed`, `refused` (their requests failed) and `lost`; `commits`."""
+        return dict(self._counts)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.create_task(self._run(), name="ledger-writer")
+
+    async def aclose(self) -> None:
+        """Commit what is queued, then stop; `record` refuses from now on."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        for entry in self._queue:
+            entry.refuse(_stopped())
+        self._queue.clear()
+
+    async def record(self, rows: Sequence[LedgerRow], claim: Claim | None = None) -> str | None:
+        """Record what is about to be handed out: all of `rows`, or none of them.
+
+        Returns None, after the commit (`durable`) or at once (`relaxed`). With a `claim` whose key
+        another request has taken meanwhile, nothing of `rows` is stored, and that request's result is
+        returned: answer that instead.
+
+        Raises LedgerBusyError (`retry_after` seconds), StoreUnavailableError, StoreRefusedError and
+        IdempotencyConflictError; then the tokens must not be handed out.
+        """
+        if self._closing:
+            raise _stopped()
+        if self._waiting + len(rows) > self._max_waiting and self._queue:
+            raise LedgerBusyError(
+                "Too many tokens wait to be recorded.",
+                retry_after=RETRY_AFTER_SECONDS,
+                waiting=self._waiting,
+            )
+        waits = self._durability == "durable" or claim is not None
+        answer = asyncio.get_running_loop().create_future() if waits else None
+        self._queue.append(_Entry(rows, claim, answer, self._monotonic()))
+        self._waiting += len(rows)
+        self._wake.set()
+        return None if answer is None else await answer
+
+    async def _run(self) -> None:
+        while True:
+            batch = self._take()
+            if batch:
+                await self._commit(batch)
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _take(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        count = 0
+        while self._queue and (not batch or count + len(self._queue[0].rows) <= self._max_rows):
+            entry = self._queue.popleft()
+            self._waiting -= len(entry.rows)
+            if entry.answer is not None and entry.answer.done():
+                continue  # its request was cancelled, so its tokens go nowhere
+            if self._too_late(entry):
+                continue
+            batch.append(entry)
+            count += len(entry.rows)
+        return batch
+
+    async def _commit(self, batch: list[_Entry]) -> None:
+        """Commit a batch; where one value is at fault, halve until it stands alone."""
+        try:
+            late = await self._store(batch)
+        except StoreRefusedError as error:
+            if len(batch) == 1:
+                self._fail(batch, error)
+                return
+            middle = len(batch) // 2
+            await self._commit(batch[:middle])
+            await self._commit(batch[middle:])
+        except TokenServiceError as error:
+            self._fail(batch, error)
+        except Exception as error:  # noqa: BLE001 - the writer must outlive whatever one batch holds
+            _log.exception("ledger_commit_failed", rows=_count(batch))
+            failure = StoreUnavailableError("The ledger could not be written.")
+            failure.__cause__ = error
+            self._fail(batch, failure)
+        else:
+            self._counts["commits"] += 1
+            for entry in batch:
+                self._answer(entry, late)
+
+    async def _store(self, batch: list[_Entry]) -> dict[Claim, StoredAnswer]:
+        new_endpoints: dict[str, StageEndpoints] = {}
+        rows = [[_values(row, self._stored_endpoints, new_endpoints) for row in entry.rows]
+                for entry in batch]  # fmt: skip
+        claims = [entry.claim for entry in batch if entry.claim is not None]
+        now = self._clock()
+
+        def work(connection: Connection) -> dict[Claim, StoredAnswer]:
+            late = claim_all(connection, claims, now) if claims else {}
+            if new_endpoints:
+                insert_absent(connection, stage_endpoints, _endpoint_rows(new_endpoints))
+            values = [
+                row
+                for entry, of_entry in zip(batch, rows, strict=True)
+                if entry.claim is None or entry.claim not in late
+                for row in of_entry
+            ]
+            if values:
+                insert_rows(connection, issued_tokens, _COLUMNS, values)
+            return late
+
+        late = await self._transactions.run("record tokens", work)
+        self._stored_endpoints.update(dict.fromkeys(new_endpoints, True))
+        return late
+
+    def _answer(self, entry: _Entry, late: Mapping[Claim, StoredAnswer]) -> None:
+        if entry.claim is not None and entry.claim in late:
+            try:
+                standing = late[entry.claim].to(entry.claim.ref)
+            except TokenServiceError as error:
+                entry.refuse(error)
+                return
+            if entry.answer is not None and not entry.answer.done():
+                entry.answer.set_result(standing)
+            return
+        self._counts["committed"] += len(entry.rows)
+        if not self._too_late(entry) and entry.answer is not None and not entry.answer.done():
+            entry.answer.set_result(None)
+
+    def _too_late(self, entry: _Entry) -> bool:
+        if entry.answer is None or self._monotonic() - entry.queued_at <= MAX_RECORD_SECONDS:
+            return False
+        entry.refuse(
+            StoreUnavailableError(
+                "The database did not record the token in time.", retry_after=RETRY_AFTER_SECONDS
+            )
+        )
+        self._counts["refused"] += len(entry.rows)
+        return True
+
+    def _fail(self, batch: Sequence[_Entry], error: TokenServiceError) -> None:
+        lost = sum(len(entry.rows) for entry in batch if entry.answer is None)
+        self._counts["lost"] += lost
+        self._counts["refused"] += _count(batch) - lost
+        _log.error(
+            "ledger_rows_refused",
+            rows=_count(batch),
+            lost=lost,
+            code=error.code,
+            detail=error.detail,
+            **error.context,
+        )
+        for entry in batch:
+            # Each waiter gets an error of its own: a shared one would gather all their tracebacks.
+            entry.refuse(copy.copy(error))
+
+
+def _stopped() -> StoreUnavailableError:
+    return StoreUnavailableError("The service is shutting down.", retry_after=RETRY_AFTER_SECONDS)
+
+
+def _count(batch: Sequence[_Entry]) -> int:
+    return sum(len(entry.rows) for entry in batch)
+
+
+def _values(
+    row: LedgerRow, stored: Mapping[str, bool], new: dict[str, StageEndpoints]
+) -> tuple[object, ...]:
+    if row.endpoints is None:
+        return row
+    name = endpoints_id(row.endpoints)
+    if name not in stored:
+        new[name] = row.endpoints
+    return (*row[:-1], name)
+
+
+def _endpoint_rows(endpoints: Mapping[str, StageEndpoints]) -> list[dict[str, object]]:
+    return [
+        {"endpoints_id": name, "events_url": pair.events, "whip_url": pair.whip}
+        for name, pair in endpoints.items()
+    ]

@@ -1,0 +1,151 @@
+"""Write transactions of one busy writer, off the event loop.
+
+A writer such as the ledger's hands over plain functions that take a SQLAlchemy `Connection`; each runs
+in one transaction, one after the other.
+
+On SQLite they run on a connection of their own in a thread of their own, which takes the write lock
+at once (BEGIN IMMEDIATE), so that they may read before they write. On other engines they run on a
+connection of the pool.
+
+`insert_rows` exists because of the interpreter's lock: sqlite3 gives it up and takes it back for every
+row of an `executemany`, and beside a busy event loop each taking waits up to 5 ms. Measured here:
+180 rows a second with `executemany`, 30,000 with many rows in one statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Final, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import StoreRefusedError
+from tokensvc.store.engine import open_writer_engine
+from tokensvc.store.faults import store_faults
+
+__all__ = ["Transactions", "insert_absent", "insert_rows", "open_transactions"]
+
+T = TypeVar("T")
+
+MAX_PARAMETERS: Final = 32_000
+"""Of one statement; SQLite takes 32,766 and PostgreSQL's protocol 65,535 (asyncpg 32,767)."""
+
+
+class Transactions(Protocol):
+    """Runs write transactions one after the other; belongs to one event loop."""
+
+    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction and return what it returns, once that is committed.
+
+        `operation` says in words what is tried; it goes to the log. Raises StoreUnavailableError
+        where the database does not take it, and StoreRefusedError where a value is at fault. A
+        cancelled caller does not learn whether the transaction was committed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Wait for the transaction under way, and let the connection go."""
+        ...
+
+
+def open_transactions(engine: AsyncEngine) -> Transactions:
+    """Return a writer's transactions on the database of `engine`; nothing connects yet."""
+    if engine.dialect.name == "sqlite":
+        return _ThreadTransactions(open_writer_engine(engine))
+    return _PooledTransactions(engine)
+
+
+class _ThreadTransactions:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+
+    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._run, operation, work
+        )
+
+    def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
+        with _write_faults(operation), self._engine.begin() as connection:
+            return work(connection)
+
+    async def aclose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+
+class _PooledTransactions:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+        with _write_faults(operation):
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(work)
+
+    async def aclose(self) -> None:
+        """The pool belongs to the engine's owner."""
+
+
+class _write_faults:  # noqa: N801 - used as a function
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self._others = store_faults(operation)
+
+    def __enter__(self) -> None:
+        self._others.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        # A lone surrogate or too large a number fails while it is bound, before the database sees it.
+        if isinstance(error, (DataError, IntegrityError, UnicodeError, OverflowError)):
+            raise StoreRefusedError(
+                "The database refuses a value.",
+                operation=self._operation,
+                error=type(error).__name__,
+            ) from error
+        self._others.__exit__(kind, error, trace)
+
+
+def insert_rows(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[Sequence[object]]
+) -> None:
+    """Insert rows whose values stand in the order of `columns`, many in one statement.
+
+    Values go to the driver as they are: only for columns of text and numbers.
+    """
+    at_once = MAX_PARAMETERS // len(columns)
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        statement = _insert_statement(table, columns, len(some), connection.dialect.paramstyle)
+        connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
+
+
+@lru_cache(maxsize=256)
+def _insert_statement(table: Table, columns: tuple[str, ...], count: int, paramstyle: str) -> str:
+    width = len(columns)
+    if paramstyle == "numeric_dollar":
+        row_texts = [
+            "(" + ", ".join(f"${row * width + column + 1}" for column in range(width)) + ")"
+            for row in range(count)
+        ]
+    else:
+        mark = "?" if paramstyle == "qmark" else "%s"
+        row_texts = ["(" + ", ".join([mark] * width) + ")"] * count
+    # Names of our own tables and columns; every value is a parameter.
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join(row_texts)}"  # noqa: S608
+
+
+def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
+    """Insert the rows that break no unique constraint, and leave out the others (ON CONFLICT DO NOTHING).
+
+    Where another transaction is about to insert the same key, PostgreSQL waits for its end.
+    """
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
