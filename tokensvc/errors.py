@@ -36,6 +36,8 @@ __all__ = [
     "MethodNotAllowedError",
     "NoSigningKeyError",
     "NotFoundError",
+    "OverloadedError",
+    "RequestTimeoutError",
     "RingConflictError",
     "SealError",
     "StageNotFoundError",
@@ -166,6 +168,14 @@ class IdempotencyConflictError(TokenServiceError):
     title = "Idempotency key used before"
 
 
+class RequestTimeoutError(TokenServiceError):
+    """The rest of the request did not come in time."""
+
+    code = "request_timeout"
+    status = 408
+    title = "Request timeout"
+
+
 class BodyTooLargeError(TokenServiceError):
     """The body is larger than the route takes."""
 
@@ -199,6 +209,14 @@ class StoreUnavailableError(TokenServiceError):
     code = "store_unavailable"
     status = 503
     title = "Store unavailable"
+
+
+class OverloadedError(TokenServiceError):
+    """This process holds as many connections as `TOKENSVC_MAX_CONNECTIONS` allows."""
+
+    code = "overloaded"
+    status = 503
+    title = "Overloaded"
 
 
 class StoreRefusedError(TokenServiceError):
