@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.sdk import SdkBrowser, SdkPage, open_browser
 from tests.e2e.support import RunningDev
+from tests.e2e.tokens import ForeignKey
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,15 @@ def sdk(browser: SdkBrowser) -> Iterator[SdkPage]:
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     with RunningDev(tmp_path_factory.mktemp("dev")) as running:
         yield running
+
+
+@pytest.fixture
+def imported_key(dev: RunningDev) -> Iterator[ForeignKey]:
+    """Somebody else's key, which IVS knows and the service does not."""
+    ivs = dev.ivs()
+    key = ForeignKey.imported(ivs)
+    yield key
+    ivs.delete_public_key(arn=key.arn)
 
 
 @pytest.fixture

@@ -225,6 +225,13 @@ class RunningDev:
             trust_env=False,
         )
 
+    def mint(self, **fields: object) -> dict[str, Any]:
+        """Ask the service for a participant token, of the demo stage unless `stageArn` is given."""
+        with self.client() as client:
+            answer = client.post("/v1/tokens", json={"stageArn": self.stage_arn, **fields})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
     def ivs(self) -> Any:
         """Return boto3's client of IVS Real-Time, pointed at the emulator."""
         return boto3.client(

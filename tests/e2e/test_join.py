@@ -5,58 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.e2e.sdk import SdkBrowser, SdkPage
 from tests.e2e.support import RunningDev
+from tests.e2e.tokens import ForeignKey, claims_of
 
 TOKEN_MALFORMED, TOKEN_EXPIRED, STAGE_DELETED, PARTICIPANT_DISCONNECTED = 1, 2, 9, 10
 
 
-def mint(dev: RunningDev, **fields: object) -> dict[str, Any]:
-    with dev.client() as client:
-        answer = client.post("/v1/tokens", json={"stageArn": dev.stage_arn, **fields})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
-
-
 def segment(content: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
-
-
-@dataclass(frozen=True)
-class ForeignKey:
-    """A key pair that the service does not know, for tokens that it would not sign."""
-
-    private_key: ec.EllipticCurvePrivateKey
-    arn: str
-
-    def sign(self, claims: dict[str, Any]) -> str:
-        return jwt.encode(claims, self.private_key, algorithm="ES384", headers={"kid": self.arn})
-
-
-@pytest.fixture
-def imported_key(dev: RunningDev) -> Iterator[ForeignKey]:
-    """A key that IVS knows: somebody else's, imported with boto3."""
-    private_key = ec.generate_private_key(ec.SECP384R1())
-    pem = private_key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    ivs = dev.ivs()
-    arn = ivs.import_public_key(publicKeyMaterial=pem.decode(), name="foreign")["publicKey"]["arn"]
-    yield ForeignKey(private_key, arn)
-    ivs.delete_public_key(arn=arn)
 
 
 def test_minted_token_joins_with_user_id_and_attributes_as_asked(
@@ -66,7 +27,7 @@ def test_minted_token_joins_with_user_id_and_attributes_as_asked(
         "userId": 'Zoë 名前 😀 "quoted" \\ and\ttab',
         "attributes": {"größe": "élan", "emoji 🎮": "🏴‍☠️", "leer": "", 'quote"': "\\n\n"},
     }
-    minted = mint(dev, **asked)
+    minted = dev.mint(**asked)
     joined = sdk.join("stage", minted["token"])
     assert joined == {
         "participant": {
@@ -80,7 +41,7 @@ def test_minted_token_joins_with_user_id_and_attributes_as_asked(
 
 
 def test_token_with_the_least_that_can_be_asked_joins(dev: RunningDev, sdk: SdkPage) -> None:
-    minted = mint(dev)
+    minted = dev.mint()
     participant = sdk.join("stage", minted["token"])["participant"]
     assert participant["id"] == minted["participantId"]
     assert participant["attributes"] == {}
@@ -92,7 +53,7 @@ def test_token_with_the_least_that_can_be_asked_joins(dev: RunningDev, sdk: SdkP
 def test_the_sdk_sees_the_capabilities_asked(
     dev: RunningDev, sdk: SdkPage, capabilities: list[str]
 ) -> None:
-    minted = mint(dev, capabilities=capabilities)
+    minted = dev.mint(capabilities=capabilities)
     participant = sdk.join("stage", minted["token"])["participant"]
     assert participant["capabilities"] == [name.lower() for name in capabilities]
 
@@ -113,13 +74,13 @@ def test_every_good_token_of_a_batch_joins_beside_a_refused_item(
 
 
 def test_token_that_ivs_issued_joins_too(dev: RunningDev, sdk: SdkPage) -> None:
-    minted = mint(dev, userId="fallback", issuer="ivs")
+    minted = dev.mint(userId="fallback", issuer="ivs")
     assert minted["issuer"] == "ivs"
     assert sdk.join("stage", minted["token"])["participant"]["id"] == minted["participantId"]
 
 
 def test_changed_payload_is_refused_as_malformed(dev: RunningDev, sdk: SdkPage) -> None:
-    minted = mint(dev, userId="ana", capabilities=["SUBSCRIBE"])
+    minted = dev.mint(userId="ana", capabilities=["SUBSCRIBE"])
     header, _, signature = minted["token"].split(".")
     more = claims_of(minted["token"]) | {
         "capabilities": {"allow_publish": True, "allow_subscribe": True}
@@ -130,7 +91,7 @@ def test_changed_payload_is_refused_as_malformed(dev: RunningDev, sdk: SdkPage) 
 
 
 def test_changed_signature_is_refused_as_malformed(dev: RunningDev, sdk: SdkPage) -> None:
-    token = mint(dev)["token"]
+    token = dev.mint()["token"]
     head, signature = token.rsplit(".", 1)
     other = ("B" if signature[0] == "A" else "A") + signature[1:]
     assert sdk.join("stage", f"{head}.{other}")["error"]["code"] == TOKEN_MALFORMED
@@ -140,10 +101,8 @@ def test_changed_signature_is_refused_as_malformed(dev: RunningDev, sdk: SdkPage
 def test_token_signed_by_a_key_that_was_never_imported_is_refused(
     dev: RunningDev, sdk: SdkPage
 ) -> None:
-    minted = mint(dev)
-    never_imported = ForeignKey(
-        ec.generate_private_key(ec.SECP384R1()), minted["keyArn"].rsplit("/", 1)[0] + "/Unknown1"
-    )
+    minted = dev.mint()
+    never_imported = ForeignKey.generate(minted["keyArn"].rsplit("/", 1)[0] + "/Unknown1")
     answer = sdk.join("stage", never_imported.sign(claims_of(minted["token"])))
     assert answer["error"]["code"] == TOKEN_MALFORMED
     assert any("TOKEN_INVALID" in frame for frame in sdk.frames)
@@ -152,8 +111,8 @@ def test_token_signed_by_a_key_that_was_never_imported_is_refused(
 def test_token_under_the_services_kid_but_another_key_is_refused(
     dev: RunningDev, sdk: SdkPage
 ) -> None:
-    minted = mint(dev)
-    imposter = ForeignKey(ec.generate_private_key(ec.SECP384R1()), minted["keyArn"])
+    minted = dev.mint()
+    imposter = ForeignKey.generate(minted["keyArn"])
     answer = sdk.join("stage", imposter.sign(claims_of(minted["token"])))
     assert answer["error"]["code"] == TOKEN_MALFORMED
 
@@ -162,14 +121,14 @@ def test_tests_own_key_signs_what_joins(
     dev: RunningDev, sdk: SdkPage, imported_key: ForeignKey
 ) -> None:
     """So that the refusals of this key's tokens below are for what those tests say."""
-    claims = claims_of(mint(dev)["token"]) | {"jti": "signed-by-the-test"}
+    claims = claims_of(dev.mint()["token"]) | {"jti": "signed-by-the-test"}
     assert sdk.join("stage", imported_key.sign(claims))["participant"]["id"] == "signed-by-the-test"
 
 
 def test_sdk_refuses_an_expired_token_by_its_own_clock(
     dev: RunningDev, browser: SdkBrowser
 ) -> None:
-    minted = mint(dev, duration=1)
+    minted = dev.mint(duration=1)
     expires = claims_of(minted["token"])["exp"]
     with browser.page(now=expires - 1) as in_time:
         assert "participant" in in_time.join("stage", minted["token"])
@@ -182,7 +141,7 @@ def test_ivs_refuses_an_expired_token_to_a_client_whose_clock_is_slow(
     dev: RunningDev, browser: SdkBrowser, imported_key: ForeignKey
 ) -> None:
     now = int(time.time())
-    claims = claims_of(mint(dev)["token"]) | {"iat": now - 7200, "exp": now - 3600}
+    claims = claims_of(dev.mint()["token"]) | {"iat": now - 7200, "exp": now - 3600}
     with browser.page(now=now - 7000) as slow:
         answer = slow.join("stage", imported_key.sign(claims))
         assert answer["error"]["code"] == TOKEN_EXPIRED
@@ -192,7 +151,7 @@ def test_ivs_refuses_an_expired_token_to_a_client_whose_clock_is_slow(
 def test_participant_disconnected_through_ivs_is_told_and_kept_out(
     dev: RunningDev, sdk: SdkPage
 ) -> None:
-    minted = mint(dev, userId="rude")
+    minted = dev.mint(userId="rude")
     assert "participant" in sdk.join("stage", minted["token"])
     dev.ivs().disconnect_participant(
         stageArn=dev.stage_arn, participantId=minted["participantId"], reason="rude"
@@ -204,7 +163,7 @@ def test_participant_disconnected_through_ivs_is_told_and_kept_out(
 def test_disconnecting_one_participant_leaves_others_on_the_stage(
     dev: RunningDev, sdk: SdkPage
 ) -> None:
-    rude, kind = mint(dev, userId="rude"), mint(dev, userId="kind")
+    rude, kind = dev.mint(userId="rude"), dev.mint(userId="kind")
     sdk.join("rude", rude["token"])
     sdk.join("kind", kind["token"])
     dev.ivs().disconnect_participant(
@@ -215,7 +174,7 @@ def test_disconnecting_one_participant_leaves_others_on_the_stage(
 
 
 def test_second_device_with_the_same_token_takes_over(dev: RunningDev, sdk: SdkPage) -> None:
-    minted = mint(dev)
+    minted = dev.mint()
     assert "participant" in sdk.join("first", minted["token"])
     assert "participant" in sdk.join("second", minted["token"])
     assert sdk.left("first") == "token-reused"
@@ -225,7 +184,7 @@ def test_second_device_with_the_same_token_takes_over(dev: RunningDev, sdk: SdkP
 def test_deleted_stage_is_left_and_not_joined_again(dev: RunningDev, sdk: SdkPage) -> None:
     ivs = dev.ivs()
     stage_arn = ivs.create_stage(name="short-lived")["stage"]["arn"]
-    minted = mint(dev, stageArn=stage_arn)
+    minted = dev.mint(stageArn=stage_arn)
     assert "participant" in sdk.join("stage", minted["token"])
     ivs.delete_stage(arn=stage_arn)
     assert sdk.left("stage") == "stage-deleted"
@@ -235,7 +194,7 @@ def test_deleted_stage_is_left_and_not_joined_again(dev: RunningDev, sdk: SdkPag
 def test_ivs_tells_who_is_on_the_stage(dev: RunningDev, sdk: SdkPage) -> None:
     ivs = dev.ivs()
     stage_arn = ivs.create_stage(name="looked-into")["stage"]["arn"]
-    minted = mint(dev, stageArn=stage_arn, userId="ana")
+    minted = dev.mint(stageArn=stage_arn, userId="ana")
     sdk.join("stage", minted["token"])
     session = ivs.get_stage(arn=stage_arn)["stage"]["activeSessionId"]
     listed = ivs.list_participants(stageArn=stage_arn, sessionId=session)["participants"]
