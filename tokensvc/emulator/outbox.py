@@ -36,7 +36,9 @@ class _ConnectionEndedError(Exception):
 class Outbox:
     """Frames to one client, in order; after `close` nothing more is taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, send_timeout_seconds: float = _SEND_TIMEOUT_SECONDS) -> None:
+        """A client that has not taken a frame within `send_timeout_seconds` is dropped."""
+        self._send_timeout_seconds = send_timeout_seconds
         self._frames: asyncio.Queue[str | _Close] = asyncio.Queue(_MAX_FRAMES)
         self._closing = False
 
@@ -71,7 +73,7 @@ class Outbox:
         try:
             while True:
                 frame = await self._frames.get()
-                async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
+                async with asyncio.timeout(self._send_timeout_seconds):
                     if isinstance(frame, _Close):
                         await socket.close(frame.code, frame.reason)
                         break

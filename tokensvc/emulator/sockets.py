@@ -4,8 +4,8 @@ What is said here is what the web SDK 1.41 says and expects (tried with it); non
 by AWS. A browser can set no header on a WebSocket, so tokens travel as sub-protocols, of which the
 server must select the first, or the browser fails the connection.
 
-The application's `state.door` must be a `Door`. The server should bound messages to
-`MAX_MESSAGE_BYTES` and must take header lines of `MAX_HEADER_LINE_BYTES`.
+The application's `state.door` must be a `Door`. The server that runs it should bound messages to
+`MAX_MESSAGE_BYTES` and must have called `allow_long_tokens`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import Any, Final, TypeAlias
 import structlog
 from litestar import WebSocket, websocket
 from litestar.datastructures import State
+from websockets import http11
 
 from tokensvc.emulator.outbox import Outbox
 from tokensvc.emulator.seat import JOIN_ERROR, STAGE_STATE, Door, Seat
 from tokensvc.emulator.verification import ConnectionClaims, TokenRefusedError
 
-__all__ = ["MAX_HEADER_LINE_BYTES", "MAX_MESSAGE_BYTES", "SOCKET_ROUTES"]
+__all__ = ["MAX_MESSAGE_BYTES", "SOCKET_ROUTES", "allow_long_tokens"]
 
 MAX_MESSAGE_BYTES: Final = 65_536
 """Bytes of a message from a client. An exchange carries two tokens of at most 16,384 characters."""
 
-MAX_HEADER_LINE_BYTES: Final = 32_768
+_MAX_HEADER_LINE_BYTES: Final = 32_768
 """Bytes of a line of the handshake. The SDK sends sub-protocols of up to 16,384 characters."""
 
 _MAX_STAGES: Final = 50
@@ -45,6 +46,15 @@ _JOIN_ERROR_TYPES: Final = {"INTERNAL": "INTERNAL_SERVER_ERROR", "BAD_REQUEST": 
 
 _Socket: TypeAlias = WebSocket[Any, Any, State]
 _log = structlog.get_logger(__name__)
+
+
+def allow_long_tokens() -> None:
+    """Have this process take sub-protocols as long as the SDK sends them.
+
+    The library behind uvicorn's WebSockets reads header lines of 8,192 bytes; its only setting is
+    an environment variable that is read once, at the first import.
+    """
+    http11.MAX_LINE_LENGTH = max(http11.MAX_LINE_LENGTH, _MAX_HEADER_LINE_BYTES)
 
 
 @websocket("/")
