@@ -17,6 +17,7 @@ __all__ = [
     "BannedError",
     "BodyTooLargeError",
     "ConfigurationError",
+    "FallbackSaturatedError",
     "FieldError",
     "ForbiddenError",
     "IdempotencyConflictError",
@@ -306,6 +307,13 @@ class IvsThrottledError(IvsError):
     code = "ivs_throttled"
     status = 503
     title = "Amazon IVS throttles"
+
+
+class FallbackSaturatedError(IvsThrottledError):
+    """IVS's 50 CreateParticipantToken calls a second, or our share of them, are spent."""
+
+    code = "fallback_saturated"
+    title = "Fallback saturated"
 
 
 class IvsUnavailableError(IvsError):
