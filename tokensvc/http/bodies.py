@@ -7,6 +7,7 @@ body, however odd, keeps the event loop busy for long.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,11 +20,15 @@ from tokensvc.errors import (
     FieldError,
     InvalidRequestError,
     MalformedJsonError,
+    RequestTimeoutError,
     UnsupportedMediaTypeError,
 )
 from tokensvc.http.facts import facts_of
 
 __all__ = ["BatchBody", "batch_decoder", "decode_json", "read_json_body"]
+
+BODY_SECONDS: Final = 15.0
+"""From a handler's first look at the body to its end."""
 
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
@@ -32,11 +37,13 @@ _MAX_SHOWN: Final = 64
 _decode = msgspec.json.Decoder().decode
 
 
-async def read_json_body(request: Request[Any, Any, Any], limit: int) -> bytes:
-    """Return the body of a request that declares JSON; at most `limit` bytes.
+async def read_json_body(
+    request: Request[Any, Any, Any], limit: int, *, seconds: float = BODY_SECONDS
+) -> bytes:
+    """Return the body of a request that declares JSON; at most `limit` bytes, within `seconds`.
 
-    Raises UnsupportedMediaTypeError, BodyTooLargeError, and InvalidRequestError where the client went
-    away in the middle.
+    Raises UnsupportedMediaTypeError, BodyTooLargeError, RequestTimeoutError, and InvalidRequestError
+    where the client went away in the middle.
     """
     headers = facts_of(request.scope).headers
     _check_content_type(headers.get(b"content-type", b""))
@@ -45,16 +52,20 @@ async def read_json_body(request: Request[Any, Any, Any], limit: int) -> bytes:
         raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            raise InvalidRequestError("The connection ended before the body did.")
-        size += len(message["body"])
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(message["body"])
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await request.receive()
+                if message["type"] != "http.request":
+                    raise InvalidRequestError("The connection ended before the body did.")
+                size += len(message["body"])
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(message["body"])
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise RequestTimeoutError(f"The body did not come within {seconds:g} seconds.") from None
 
 
 def decode_json(body: bytes | msgspec.Raw) -> object:

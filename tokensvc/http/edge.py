@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from tokensvc.errors import TokenServiceError
-from tokensvc.http.facts import RequestFacts, keep_facts
+from tokensvc.errors import OverloadedError, TokenServiceError
+from tokensvc.http.facts import RequestFacts, facts_of, keep_facts
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
 from tokensvc.telemetry.metrics import Metrics
 
@@ -27,6 +27,7 @@ _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 )
+_RETRY_SECONDS: Final = 1
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -49,9 +50,26 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through the server's lifespan."""
         if scope["type"] == ScopeType.HTTP:
-            await self._answer(scope, receive, send)
+            await self._answer(scope, receive, send, self.app)
         else:
             await self._live(scope, receive, send)
+
+    async def refuse_overload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request with 503 and close its connection: there are too many of them."""
+
+        async def refuse(scope: Scope, _receive: Receive, send: Send) -> None:
+            facts = facts_of(scope)
+            facts.code = OverloadedError.code
+            error = OverloadedError("Too many connections.", retry_after=_RETRY_SECONDS)
+            await _send_problem(
+                error,
+                facts.request_id,
+                send,
+                (b"connection", b"close"),
+                (b"retry-after", b"%d" % _RETRY_SECONDS),
+            )
+
+        await self._answer(cast("HTTPScope", scope), receive, send, refuse)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_without_traceback(message: Any) -> None:
@@ -62,7 +80,7 @@ class Edge:
 
         await self.app(scope, receive, send_without_traceback)
 
-    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, app: ASGIApp) -> None:
         facts = RequestFacts(scope, self._clock())
         keep_facts(scope, facts)
         own_headers = [*_SECURITY_HEADERS, (b"x-request-id", facts.request_id.encode())]
@@ -75,14 +93,15 @@ class Edge:
 
         bound = structlog.contextvars.bind_contextvars(request_id=facts.request_id)
         try:
-            await self.app(scope, receive, send_with_headers)
+            await app(scope, receive, send_with_headers)
         except Exception:
             # Litestar answers what handlers raise; this is what went wrong in answering.
             self._log.exception("answer_failed")
             facts.code = TokenServiceError.code
             if facts.status:
                 raise
-            await _send_internal(facts.request_id, send_with_headers)
+            error = TokenServiceError("Something unexpected went wrong.")
+            await _send_problem(error, facts.request_id, send_with_headers)
         finally:
             self._note(scope, facts)
             structlog.contextvars.reset_contextvars(**bound)
@@ -102,13 +121,19 @@ class Edge:
         )
 
 
-async def _send_internal(request_id: str, send: Send) -> None:
-    body = encode_problem(TokenServiceError("Something unexpected went wrong."), request_id)
+async def _send_problem(
+    error: TokenServiceError, request_id: str, send: Send, *headers: tuple[bytes, bytes]
+) -> None:
+    body = encode_problem(error, request_id)
     await send(
         {
             "type": "http.response.start",
-            "status": TokenServiceError.status,
-            "headers": [(b"content-type", PROBLEM_MEDIA_TYPE.encode())],
+            "status": error.status,
+            "headers": [
+                (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+                (b"content-length", b"%d" % len(body)),
+                *headers,
+            ],
         }
     )
     await send({"type": "http.response.body", "body": body, "more_body": False})

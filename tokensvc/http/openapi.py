@@ -31,6 +31,8 @@ from tokensvc.errors import (
     IvsThrottledError,
     IvsUnavailableError,
     MalformedJsonError,
+    OverloadedError,
+    RequestTimeoutError,
     TokenServiceError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
@@ -55,6 +57,7 @@ _SCHEME: Final = "apiKey"
 _BODY_PROBLEMS: Final[tuple[type[TokenServiceError], ...]] = (
     InvalidRequestError,
     MalformedJsonError,
+    RequestTimeoutError,
     BodyTooLargeError,
     UnsupportedMediaTypeError,
 )
@@ -185,7 +188,7 @@ def _responses(handler: HTTPRouteHandler, doc: RouteDoc) -> dict[str, Any]:
         }
         for status, meaning in statuses.items()
     }
-    problems: list[type[TokenServiceError]] = [*doc.problems, TokenServiceError]
+    problems: list[type[TokenServiceError]] = [*doc.problems, OverloadedError, TokenServiceError]
     if doc.scope is not None:
         problems = [UnauthenticatedError, ForbiddenError, *problems]
     if doc.request is not None:

@@ -20,6 +20,7 @@ from tokensvc.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
+    RequestTimeoutError,
     TokenServiceError,
     UnauthenticatedError,
 )
@@ -63,12 +64,17 @@ class Problem(msgspec.Struct, omit_defaults=True, rename="camel"):
     errors: list[ProblemField] = []
 
 
-def problem_of(error: TokenServiceError, request_id: str, *, within: str = "") -> Problem:
-    """Return the public half of `error`; `within` is the path of the item that its fields are of."""
+def problem_of(
+    error: TokenServiceError, request_id: str, *, within: str = "", status: int | None = None
+) -> Problem:
+    """Return the public half of `error`.
+
+    `within` is the path of the item that its fields are of; `status` stands in for the error's own.
+    """
     return Problem(
         type=f"urn:tokensvc:problem:{error.code}",
         title=error.title,
-        status=error.status,
+        status=status or error.status,
         detail=error.detail,
         code=error.code,
         request_id=request_id,
@@ -83,9 +89,11 @@ def _path(within: str, field: str) -> str:
     return f"{within}.{field}" if within and field else within or field
 
 
-def encode_problem(error: TokenServiceError, request_id: str) -> bytes:
-    """Return the body of a problem response."""
-    return _encode(problem_of(error, request_id))
+def encode_problem(
+    error: TokenServiceError, request_id: str, *, status: int | None = None
+) -> bytes:
+    """Return the body of a problem response; `status` stands in for the error's own."""
+    return _encode(problem_of(error, request_id, status=status))
 
 
 def answer_exception(request: Request[Any, Any, Any], raised: Exception) -> Response[bytes]:
@@ -125,7 +133,7 @@ def _headers(error: TokenServiceError, request: Request[Any, Any, Any]) -> dict[
         headers["WWW-Authenticate"] = 'Bearer realm="tokensvc"'
     elif isinstance(error, MethodNotAllowedError):
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    elif isinstance(error, BodyTooLargeError):
+    elif isinstance(error, BodyTooLargeError | RequestTimeoutError):
         # What was not read is still on the wire; only a new connection is clean.
         headers["Connection"] = "close"
     return headers

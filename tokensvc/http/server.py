@@ -23,6 +23,7 @@ from tokensvc.errors import ConfigurationError
 from tokensvc.http.app import create_app
 from tokensvc.http.edge import Edge
 from tokensvc.http.parts import open_parts
+from tokensvc.http.protocol import BoundedHttpProtocol
 from tokensvc.http.workers import run_workers
 from tokensvc.settings import Settings
 from tokensvc.telemetry.logging import configure_logging
@@ -71,7 +72,7 @@ def server_config(settings: Settings, app: Edge) -> uvicorn.Config:
     """Return how uvicorn serves `app`; it logs through the process's logging, warnings only."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttpProtocol,
         loop="uvloop",
         ws="none",
         interface="asgi3",

@@ -1,0 +1,117 @@
+"""uvicorn's httptools protocol with the bounds that it leaves out.
+
+The head of a request is bounded in bytes and in time, so that neither a head without end nor one that
+never ends costs more than a connection for some seconds. A connection too many, and a request that is
+not HTTP, are answered with problem details as everything else is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from tokensvc.errors import InvalidRequestError, TokenServiceError
+from tokensvc.http.edge import Edge
+from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+
+__all__ = ["HEAD_SECONDS", "MAX_HEAD_BYTES", "BoundedHttpProtocol"]
+
+MAX_HEAD_BYTES: Final = 16_384
+"""Request line and headers of one request; a right one has a few hundred bytes."""
+
+HEAD_SECONDS: Final = 10.0
+"""From the first byte of a head, or from a new connection's start, to the head's end."""
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection of a server whose application is an `Edge`."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._edge: Edge = config.loaded_app
+        self._max_connections = config.limit_concurrency
+        # Counted here instead, since uvicorn would answer in plain text and unlogged.
+        self.limit_concurrency = None
+        self._head_bytes = 0
+        self._in_head = True
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first head."""
+        super().connection_made(transport)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._head_is_over()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                InvalidRequestError(f"The head of a request may have {MAX_HEAD_BYTES} bytes."),
+            )
+        elif self._head_timer is None:
+            self._watch_head()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """End a head, and choose who answers: the application, or its refusal."""
+        self._in_head = False
+        self._head_is_over()
+        crowded = self._max_connections is not None and (
+            len(self.connections) > self._max_connections
+            or len(self.tasks) >= self._max_connections
+        )
+        self.app = self._edge.refuse_overload if crowded else self._edge
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn has the words
+        """Answer what is not HTTP; uvicorn calls this."""
+        self._refuse(HTTPStatus.BAD_REQUEST, InvalidRequestError("This is not an HTTP request."))
+
+    def _watch_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _head_is_over(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _refuse(self, status: HTTPStatus, error: TokenServiceError) -> None:
+        # There is no request yet that could be handed to the application.
+        body = encode_problem(error, "", status=status)
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            f"content-type: {PROBLEM_MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
