@@ -7,8 +7,10 @@ unique, material that must, an ARN that is never used twice.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tokensvc.errors import (
     IvsConflictError,
@@ -17,9 +19,13 @@ from tokensvc.errors import (
     IvsQuotaExceededError,
     IvsUnavailableError,
     RingConflictError,
+    TokenServiceError,
 )
 from tokensvc.ivs.gateway import PublicKey, PublicKeySummary
-from tokensvc.keyring.record import KeyRecord, RingState
+from tokensvc.keyring.manager import RingManager
+from tokensvc.keyring.policy import RotationPolicy
+from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState
+from tokensvc.keyring.sealing import LocalSealer
 
 REGION = "eu-central-1"
 OTHER_REGION = "us-east-1"
@@ -48,7 +54,7 @@ class FakeClock:
         self.now += seconds
 
 
-class Killed(BaseException):  # noqa: N818 - not an error but a `kill -9`: no handler may see to it
+class Killed(BaseException):
     """The process died here."""
 
 
@@ -68,7 +74,6 @@ class MemoryIvs:
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
         self.same_material_conflicts = True
-        self.drift: float | None = 0.0
         self._numbers = itertools.count(1)
 
     def of(self, region: str) -> list[PublicKey]:
@@ -138,9 +143,6 @@ class MemoryIvs:
         self.deleted.add(arn)
         self.after("DeletePublicKey")
 
-    def clock_drift(self) -> float | None:
-        return self.drift
-
     def _begin(self, operation: str) -> None:
         self.calls.append(operation)
         self.before(operation)
@@ -192,3 +194,71 @@ class MemoryRingStore:
         self.rings[state.region] = successor
         self.after("save")
         return successor
+
+
+class MemoryLedger:
+    """Drain marks: the latest `exp` by key id."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, float] = {}
+        self.fails: TokenServiceError | None = None
+
+    async def latest_expiry(self, key_id: str) -> float | None:
+        if self.fails is not None:
+            raise self.fails
+        return self.marks.get(key_id)
+
+
+DAY = 86_400.0
+POLICY = RotationPolicy(period=30 * DAY, longest_participant_ttl=14 * DAY)
+
+
+@dataclass
+class World:
+    """Everything a ring manager stands on; `manager` makes another process on the same store."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    ivs: MemoryIvs = field(default_factory=MemoryIvs)
+    store: MemoryRingStore = field(default_factory=MemoryRingStore)
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    sealer: LocalSealer = field(default_factory=lambda: LocalSealer(bytes(range(32))))
+    policy: RotationPolicy = POLICY
+    clock_off: float = 0.0
+
+    def manager(self, **changed: Any) -> RingManager:
+        parts: dict[str, Any] = {
+            "store": self.store,
+            "sealer": self.sealer,
+            "gateway": self.ivs,
+            "policy": self.policy,
+            "drain": self.ledger,
+            "clock": self.clock,
+            "clock_off": lambda region: self.clock_off,
+            "sleep": self.clock.sleep,
+            "ring_id": RING,
+        }
+        return RingManager(**(parts | changed))
+
+    def ring(self, region: str = REGION) -> RingState:
+        return self.store.rings.get(region, RingState(region, 0))
+
+    def phases(self, region: str = REGION) -> dict[str, int]:
+        """How many keys are in which phase."""
+        return dict(Counter(key.phase.value for key in self.ring(region).keys))
+
+    @property
+    def active(self) -> KeyRecord:
+        active = self.ring().active
+        assert active is not None
+        return active
+
+    @property
+    def standby(self) -> KeyRecord:
+        return self.ring().in_phase(KeyPhase.STANDBY)[0]
+
+    async def settled(self) -> RingManager:
+        """Return a manager of a ring with an ACTIVE key and a STANDBY that is old enough."""
+        manager = self.manager()
+        await manager.tick(REGION)
+        self.clock.now += self.policy.standby_min_age
+        return manager

@@ -48,6 +48,10 @@ class PublicKeyGateway(Protocol):
         """Return every public key of the Region, whoever owns it (ListPublicKeys)."""
         ...
 
+    async def delete_public_key(self, region: str, arn: str) -> None:
+        """Delete the public key under `arn` (DeletePublicKey), or raise IvsNotFoundError."""
+        ...
+
 
 class ImportedKeys:
     """The keys of one ring as IVS holds them."""
@@ -58,13 +62,19 @@ class ImportedKeys:
         self._ring_id = ring_id
         self._sleep = sleep
 
-    async def arn_of(self, key: KeyRecord) -> str:
+    async def list(self, region: str) -> tuple[PublicKeySummary, ...]:
+        """Return every public key of the Region, whoever owns it."""
+        return tuple(await self._gateway.list_public_keys(region))
+
+    async def arn_of(self, key: KeyRecord, owner: str) -> str:
         """Return the ARN of `key`, importing it unless an earlier attempt already did.
+
+        `owner` is the ring's.
 
         Raises KeyMismatchError where a key named and tagged as this one has other material, and
         IvsError as the gateway does; after any of them the same call may be made again.
         """
-        found = await self._find(key)
+        found = await self._find(key, owner)
         if found is not None:
             return found
         try:
@@ -72,13 +82,13 @@ class ImportedKeys:
                 key.region,
                 public_key_pem=key.public_key_pem,
                 name=key.name,
-                tags=key_tags(self._ring_id, key.key_id),
+                tags=key_tags(self._ring_id, owner, key.key_id),
             )
         except IvsConflictError:
             # IVS has this material and did not list it yet: an earlier import whose answer was lost.
             for delay in _PROPAGATION_DELAYS_SECONDS:
                 await self._sleep(delay)
-                found = await self._find(key)
+                found = await self._find(key, owner)
                 if found is not None:
                     return found
             raise
@@ -118,8 +128,20 @@ class ImportedKeys:
             )
         return None
 
-    async def _find(self, key: KeyRecord) -> str | None:
-        tags = key_tags(self._ring_id, key.key_id)
+    async def delete(self, region: str, arn: str) -> None:
+        """See to it that IVS does not hold `arn`.
+
+        Raises IvsError as the gateway does; the same call may then be made again.
+        """
+        try:
+            await self._gateway.delete_public_key(region, arn)
+        except IvsNotFoundError:
+            # An earlier attempt whose answer was lost, or somebody else; but not a wrong account.
+            if await self.get(region, arn) is not None:
+                raise
+
+    async def _find(self, key: KeyRecord, owner: str) -> str | None:
+        tags = key_tags(self._ring_id, owner, key.key_id)
         arns = sorted(
             summary.arn
             for summary in await self._gateway.list_public_keys(key.region)

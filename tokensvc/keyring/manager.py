@@ -1,60 +1,67 @@
-"""Does what a key's life needs done: generates, seals, imports, checks, activates, and loads the view.
+"""Looks after key rings: looks, decides (`rotator.py`), takes steps (`steps.py`), looks again.
 
-Each step ends in one stored change, and each begins with what is stored, so `prepare` can be cut off
-at any line and called again: it goes on where it stopped. Another process that does the same at the
-same time is noticed by the store's compare-and-swap; this one then looks again.
-
-A plain private half exists here only between generating or unsealing it and handing it to the sealer
-or the signer. What a phase is and which may follow is not decided here (`phases.py`).
+Every public method can be cut off at any line and called again. Another process that does the same
+at the same time is noticed by the store's compare-and-swap; this one then looks again. A step that
+fails is left out until the next call, and does not hold up the steps after it; a fault of one Region
+stays there.
 """
 
 from __future__ import annotations
 
-import base64
-import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from tokensvc.errors import (
-    IvsNotFoundError,
     KeyMismatchError,
+    NoSigningKeyError,
+    NotFoundError,
     RingConflictError,
     SealError,
+    TokenServiceError,
 )
+from tokensvc.ivs.gateway import PublicKeySummary
+from tokensvc.keyring import phases
+from tokensvc.keyring.drain import DrainMarks
 from tokensvc.keyring.imports import ImportedKeys, PublicKeyGateway, Sleep
-from tokensvc.keyring.phases import activate, delete, stand_by
-from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, check_ring_id, key_name
-from tokensvc.keyring.sealing import SealContext, Sealer
+from tokensvc.keyring.invalidation import InvalidationReport
+from tokensvc.keyring.observer import Observer
+from tokensvc.keyring.opener import KeyOpener
+from tokensvc.keyring.policy import RotationPolicy
+from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, check_ring_id
+from tokensvc.keyring.rotator import (
+    Adopt,
+    Delete,
+    Facts,
+    Generate,
+    Import,
+    Rotate,
+    RotateNow,
+    Step,
+    Sweep,
+    Wait,
+    plan,
+)
+from tokensvc.keyring.sealing import Sealer
+from tokensvc.keyring.status import Problem, RegionStatus
+from tokensvc.keyring.steps import StepTaker
 from tokensvc.keyring.store import RingStore
 from tokensvc.keyring.view import RingView
-from tokensvc.signing import (
-    Backend,
-    Signer,
-    SigningKey,
-    generate_private_key,
-    load_public_key,
-    load_signer,
-    public_key_pem,
-    self_check,
-    spki,
-)
+from tokensvc.signing import Backend, SigningKey, self_check
 
 __all__ = ["RingManager"]
 
-# A first key takes four steps; a key lost at IVS one more; the rest is for meeting other processes.
-_MAX_STEPS: Final = 16
-# Far beyond any delay with which IVS may show a new key.
-_SETTLED_SECONDS: Final = 60.0
-_KEY_ID_BYTES: Final = 8
-_KEY_ID_CHARS: Final = 12
+# From an empty ring to one with a standby takes eight steps; the rest is for meeting others.
+_MAX_STEPS: Final = 24
+_MAX_CONFLICTS: Final = 8
 
 _log = structlog.get_logger(__name__)
 
 
 class RingManager:
-    """Looks after the keys of one ring, Region by Region; a fault of one Region stays there."""
+    """Looks after the keys of one ring id, Region by Region."""
 
     def __init__(
         self,
@@ -62,159 +69,357 @@ class RingManager:
         store: RingStore,
         sealer: Sealer,
         gateway: PublicKeyGateway,
+        policy: RotationPolicy,
+        drain: DrainMarks | None,
         clock: Callable[[], float],
+        clock_off: Callable[[str], float],
         sleep: Sleep,
         ring_id: str,
         signer_backend: Backend | None = None,
     ) -> None:
         """Wire the parts; ValueError for a `ring_id` that is not one (`check_ring_id`).
 
-        `sleep` waits the given seconds (`asyncio.sleep`).
+        `sleep` waits the given seconds (`asyncio.sleep`). `clock_off` says by how many seconds our
+        clock is off AWS's for certain in a Region (`ClockReading.at_least_seconds`; 0 where nothing
+        is known): beyond the policy's skew no key is rotated or deleted by it. `drain` is the
+        ledger; None only where `policy.ledger_complete` is false, else ValueError: no key would ever
+        seem to be in use.
         """
+        if drain is None and policy.ledger_complete:
+            raise ValueError("a complete ledger was promised and none is there")
         self._store = store
-        self._sealer = sealer
-        self._imported = ImportedKeys(gateway, check_ring_id(ring_id), sleep)
         self._clock = clock
-        self._ring_id = ring_id
-        self._signer_backend = signer_backend
+        self._policy = policy
+        self._ring_id = check_ring_id(ring_id)
+        self._imported = ImportedKeys(gateway, ring_id, sleep)
+        self._opener = KeyOpener(sealer, ring_id, signer_backend)
+        self._observer = Observer(
+            imported=self._imported,
+            drain=drain,
+            ring_id=ring_id,
+            clock=clock,
+            clock_off=clock_off,
+        )
+        self._taker = StepTaker(
+            store=store,
+            imported=self._imported,
+            opener=self._opener,
+            sealer=sealer,
+            policy=policy,
+            ring_id=ring_id,
+            clock=clock,
+        )
         self._barred: dict[str, str] = {}
+        self._status: dict[str, RegionStatus] = {}
+
+    @property
+    def policy(self) -> RotationPolicy:
+        """The times it goes by."""
+        return self._policy
+
+    def status(self, region: str) -> RegionStatus | None:
+        """Return what this process last found in `region`; None before its first look."""
+        return self._status.get(region)
 
     async def prepare(self, region: str) -> KeyRecord:
         """See to it that `region` has one ACTIVE key that IVS verifies, and return it.
 
-        An ACTIVE key is only checked against what GetPublicKey returns. After any error the same
-        call may be made again and goes on where this one stopped. Raises IvsError,
-        StoreUnavailableError, SealError, KeyMismatchError as its steps do, and RingConflictError
-        where other processes keep changing the ring.
+        Takes no step that can wait. Raises IvsError, StoreUnavailableError, SealError,
+        KeyMismatchError as its steps do, NoSigningKeyError where no slot is free for a key, and
+        RingConflictError where other processes keep changing the ring.
         """
+        walk = _Walk(self._observer, self._store, region)
+        failed: dict[str, TokenServiceError] = {}
         for _ in range(_MAX_STEPS):
-            state = await self._store.load(region)
+            ring, facts = await walk.look()
+            self._bar(ring, facts.gone)
+            if ring.active is not None and ring.active.key_id not in facts.gone:
+                await self._verify(ring.active)
+                return ring.active
+            steps = plan(ring, self._policy, facts, self._clock())
+            step = next(step for step in steps if _name(step) not in failed)
+            if isinstance(step, Wait):
+                for error in failed.values():
+                    raise error
+                raise NoSigningKeyError(f"No key signs in {region}: {step.reason}.", region=region)
             try:
-                if state.active is not None:
-                    checked = await self._recheck(state, state.active)
-                    if checked is not None:
-                        return checked
-                elif standby := state.in_phase(KeyPhase.STANDBY):
-                    await self._activate(state, standby[0])
-                elif generated := state.in_phase(KeyPhase.GENERATED):
-                    await self._import(state, generated[0])
-                else:
-                    await self._generate(state)
+                await walk.take(self._taker, ring, step)
             except RingConflictError:
                 _log.info("key_ring_changed_meanwhile", region=region)
-        raise RingConflictError(
-            f"The key ring of {region} keeps being changed by other processes.", region=region
-        )
+            except TokenServiceError as error:
+                failed[_name(step)] = error
+        raise self._keeps_changing(region)
+
+    async def tick(self, region: str, wish: RotateNow | None = None) -> RegionStatus:
+        """Look at `region`, take every step that may be taken now, and say what is left.
+
+        Never raises for what IVS, the store or a key does: that is in the status, and logged where
+        it is new. Cut off, it leaves nothing that the next tick does not put right.
+        """
+        walk = _Walk(self._observer, self._store, region)
+        status = RegionStatus(region, self._clock(), "unknown")
+        try:
+            status = await self._walk(walk, status, wish)
+        except TokenServiceError as error:
+            problem = _problem("look", error)
+            status = replace(status, next_step="look again", problems=(problem,), blocked=True)
+        self._note(status)
+        return status
+
+    async def rotate(self, region: str, *, to: str | None = None) -> RegionStatus:
+        """Replace the ACTIVE key now, by the key `to` where it is given, as far as that can be.
+
+        The status says what was done, or until when or for what it has to wait: the standby must be
+        there, checked and old enough, so that no join fails. Raises NoSigningKeyError where no key
+        is ACTIVE, NotFoundError where `to` is no STANDBY key, and StoreUnavailableError.
+        """
+        ring = await self._store.load(region)
+        if ring.active is None:
+            raise NoSigningKeyError(f"No key is ACTIVE in {region}.", region=region)
+        if to is not None and to not in {key.key_id for key in ring.in_phase(KeyPhase.STANDBY)}:
+            raise NotFoundError(f"There is no STANDBY key {to} in {region}.", key_id=to)
+        return await self.tick(region, RotateNow(ring.active.key_id, to))
 
     async def load_view(self) -> RingView:
         """Return the stored ring with its ACTIVE keys ready to sign.
 
-        A key that does not open, or that the last `prepare` found unfit, leaves its Region without a
-        signing key, with the reason in the view; the other Regions are not affected. Raises
+        A key that does not open, or that was found unfit, leaves its Region without a signing key,
+        with the reason in the view; the other Regions are not affected. Raises
         StoreUnavailableError.
         """
         rings = await self._store.load_all()
         signing_keys: list[SigningKey] = []
+        longest_ttls: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for key in filter(None, (ring.active for ring in rings)):
             reason = self._barred.get(key.key_id)
             if reason is None:
                 try:
-                    signing_keys.append(await self._signing_key(key))
+                    signing_keys.append(await self._opener.open(key))
+                    longest_ttls[key.region] = key.longest_ttl or 0.0
                     continue
                 except (SealError, KeyMismatchError) as error:
                     reason = error.detail
             _log.error("key_may_not_sign", region=key.region, key_id=key.key_id, reason=reason)
             reasons[key.region] = reason
-        return RingView(signing_keys, (key for ring in rings for key in ring.keys), reasons)
-
-    async def _generate(self, state: RingState) -> None:
-        key_id = _new_key_id()
-        private_key = generate_private_key()
-        key = KeyRecord(
-            key_id=key_id,
-            region=state.region,
-            phase=KeyPhase.GENERATED,
-            name=key_name(self._ring_id, key_id),
-            public_key_pem=public_key_pem(private_key),
-            sealed_private_key=await self._sealer.seal(
-                private_key, SealContext(self._ring_id, state.region, key_id)
-            ),
-            created_at=self._clock(),
+        await self._open_standbys(rings)
+        return RingView(
+            signing_keys,
+            (key for ring in rings for key in ring.keys),
+            reasons,
+            longest_ttls,
         )
-        await self._store.save(state, state.with_key(key))
-        _log.info("key_generated", region=key.region, key_id=key.key_id)
 
-    async def _import(self, state: RingState, key: KeyRecord) -> None:
-        # A half that does not open would waste one of three slots, so it is opened before.
-        await self._signer(key)
-        arn = await self._imported.arn_of(key)
-        await self._store.save(state, state.with_key(stand_by(key, arn=arn, now=self._clock())))
+    async def versions(self) -> dict[str, int]:
+        """Return the stored version of each Region's ring; raises StoreUnavailableError."""
+        return await self._store.versions()
 
-    async def _activate(self, state: RingState, key: KeyRecord) -> None:
-        signing_key = await self._signing_key(key)
-        imported_at = key.imported_at or 0.0
+    async def invalidate(
+        self, region: str, key_id: str, *, dry_run: bool = False
+    ) -> InvalidationReport:
+        """Take a compromised key out: it signs no more, its private half and public key are gone.
+
+        First one stored change makes it RETIRING and condemned, destroys its private half, and
+        makes the standby ACTIVE where it was the ACTIVE one; whatever happens after that, it does
+        not sign. Then it is deleted at IVS; where that fails, the report says so and every tick
+        tries again. `dry_run` changes nothing.
+
+        Raises NotFoundError for a key that is not in the ring, StoreUnavailableError,
+        RingConflictError where other processes keep changing the ring.
+        """
+        for _ in range(_MAX_CONFLICTS):
+            ring = await self._store.load(region)
+            key = ring.key(key_id)
+            if key is None:
+                raise NotFoundError(f"There is no key {key_id} in {region}.", key_id=key_id)
+            successor = await self._successor(ring, key)
+            report = InvalidationReport(
+                region=region,
+                key_id=key_id,
+                arn=key.arn,
+                phase=key.phase,
+                successor=None if successor is None else successor.key_id,
+                latest_expiry=await self._observer.latest_expiry(key),
+                dry_run=dry_run,
+                deleted=key.phase is KeyPhase.DELETED,
+            )
+            if dry_run or key.phase is KeyPhase.DELETED:
+                return report
+            now = self._clock()
+            changed = [phases.invalidate(key, now=now)]
+            if successor is not None:
+                ttl = self._policy.longest_ttl
+                changed.append(phases.activate(successor, longest_ttl=ttl, now=now))
+            try:
+                ring = await self._store.save(ring, ring.with_keys(*changed))
+            except RingConflictError:
+                continue
+            _log.warning(
+                "key_invalidated",
+                region=region,
+                key_id=key_id,
+                arn=key.arn,
+                was=key.phase.value,
+                successor=report.successor,
+            )
+            return await self._finish_invalidation(ring, changed[0], report)
+        raise self._keeps_changing(region)
+
+    async def _finish_invalidation(
+        self, ring: RingState, key: KeyRecord, report: InvalidationReport
+    ) -> InvalidationReport:
+        if key.phase is KeyPhase.DELETED:
+            return replace(report, deleted=True)
         try:
-            imported = await self._imported.get_new(key.region, signing_key.arn)
-        except IvsNotFoundError:
-            # Either IVS does not show it yet, or somebody deleted it before it ever signed.
-            if self._clock() - imported_at < _SETTLED_SECONDS:
-                raise
-            if await self._imported.get(key.region, signing_key.arn) is not None:
-                raise
-            _log.warning("standby_key_unknown_to_ivs", region=key.region, key_id=key.key_id)
-            await self._store.save(state, state.with_key(delete(key, now=self._clock())))
-            return
-        self_check(signing_key, imported.public_key_pem)
-        # A clock that was set back must not look like a check that was made before the import.
-        now = max(self._clock(), imported_at)
-        await self._store.save(state, state.with_key(activate(key, checked_at=now, now=now)))
-        _log.info("key_activated", region=key.region, key_id=key.key_id, arn=key.arn)
+            await self._taker.take(ring, Delete(key))
+        except TokenServiceError as error:
+            problem = _problem("Delete", error)
+            _log.error("compromised_key_not_deleted", key_id=key.key_id, reason=error.detail)
+            return replace(report, problem=problem)
+        return replace(report, deleted=True)
 
-    async def _recheck(self, state: RingState, key: KeyRecord) -> KeyRecord | None:
-        signing_key = await self._signing_key(key)
+    async def _successor(self, ring: RingState, key: KeyRecord) -> KeyRecord | None:
+        if key is not ring.active:
+            return None
+        for standby in ring.in_phase(KeyPhase.STANDBY):
+            if standby.checked_at is None:
+                continue
+            try:
+                self_check(await self._opener.open(standby), standby.public_key_pem)
+            except (SealError, KeyMismatchError) as error:
+                _log.error("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
+                continue
+            return standby
+        return None
+
+    async def _walk(
+        self, walk: _Walk, status: RegionStatus, wish: RotateNow | None
+    ) -> RegionStatus:
+        failed: dict[str, Problem] = {}
+        taken: list[str] = []
+        conflicts = 0
+        while len(taken) + len(failed) + conflicts < _MAX_STEPS:
+            ring, facts = await walk.look()
+            self._bar(ring, facts.gone)
+            steps = plan(ring, self._policy, facts, self._clock(), wish)
+            step = next(step for step in steps if _name(step) not in failed)
+            if isinstance(step, Wait):
+                return replace(
+                    status,
+                    next_step=step.reason,
+                    next_at=step.until,
+                    blocked=step.blocked or bool(failed),
+                    problems=tuple(failed.values()),
+                    foreign_keys=facts.holdings.foreign,
+                    free_slots=facts.holdings.free_slots,
+                    steps=tuple(taken),
+                    overdue=self._overdue(ring),
+                )
+            try:
+                await walk.take(self._taker, ring, step)
+                taken.append(_name(step))
+            except RingConflictError:
+                conflicts += 1
+            except TokenServiceError as error:
+                failed[_name(step)] = _problem(_name(step), error)
+        raise self._keeps_changing(status.region)
+
+    def _overdue(self, ring: RingState) -> float:
+        active = ring.active
+        if active is None or active.activated_at is None:
+            return 0.0
+        late = self._clock() - active.activated_at - self._policy.period
+        return late if late > self._policy.overdue_after else 0.0
+
+    def _bar(self, ring: RingState, gone: frozenset[str]) -> None:
+        # Barred before it is stored: if the store fails now, the key must still not sign.
+        for key in ring.keys:
+            if key.key_id in gone:
+                self._barred[key.key_id] = f"IVS no longer holds {key.arn}."
+
+    async def _verify(self, key: KeyRecord) -> None:
+        signing_key = await self._opener.open(key)
+        imported = await self._imported.get_new(key.region, signing_key.arn)
         try:
-            imported = await self._imported.get(key.region, signing_key.arn)
-            if imported is not None:
-                self_check(signing_key, imported.public_key_pem)
+            self_check(signing_key, imported.public_key_pem)
         except KeyMismatchError as error:
             self._barred[key.key_id] = error.detail
             raise
-        if imported is not None:
-            self._barred.pop(key.key_id, None)
-            return key
-        _log.error("active_key_unknown_to_ivs", region=key.region, key_id=key.key_id, arn=key.arn)
-        # Barred before it is stored: if the store fails now, the key must still not sign.
-        self._barred[key.key_id] = f"IVS no longer holds {key.arn}."
-        await self._store.save(state, state.with_key(delete(key, now=self._clock())))
-        return None
+        self._barred.pop(key.key_id, None)
 
-    async def _signing_key(self, key: KeyRecord) -> SigningKey:
-        if key.arn is None:
-            raise KeyMismatchError(f"Key {key.key_id} was never imported.", key_id=key.key_id)
-        return SigningKey(key.key_id, key.arn, await self._signer(key))
+    async def _open_standbys(self, rings: tuple[RingState, ...]) -> None:
+        kept: set[str] = set()
+        for ring in rings:
+            kept |= {key.key_id for key in ring.keys if key.sealed_private_key is not None}
+            for standby in ring.in_phase(KeyPhase.STANDBY):
+                try:
+                    await self._opener.open(standby)
+                except TokenServiceError as error:
+                    _log.warning("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
+        self._opener.keep_only(kept)
 
-    async def _signer(self, key: KeyRecord) -> Signer:
-        sealed = key.sealed_private_key
-        if sealed is None:
-            raise SealError(f"Key {key.key_id} has no private half.", key_id=key.key_id)
-        context = SealContext(self._ring_id, key.region, key.key_id)
-        try:
-            signer = load_signer(await self._sealer.unseal(sealed, context), self._signer_backend)
-            stored = spki(load_public_key(key.public_key_pem))
-        except ValueError as error:
-            raise KeyMismatchError(
-                f"The stored halves of key {key.key_id} are not a P-384 pair: {error}.",
-                key_id=key.key_id,
-            ) from error
-        if signer.public_key_der != stored:
-            raise KeyMismatchError(
-                f"The stored halves of key {key.key_id} do not belong together.",
-                key_id=key.key_id,
-            )
-        return signer
+    def _note(self, status: RegionStatus) -> None:
+        before = self._status.get(status.region)
+        self._status[status.region] = status
+        if status.same_trouble(before):
+            return
+        if status.healthy:
+            if before is not None:
+                _log.info("key_ring_healthy", region=status.region, next_step=status.next_step)
+            return
+        _log.error(
+            "key_ring_needs_attention",
+            region=status.region,
+            next_step=status.next_step,
+            overdue_seconds=status.overdue,
+            problems=[
+                {"step": problem.step, "code": problem.code, "detail": problem.detail}
+                for problem in status.problems
+            ],
+        )
+
+    def _keeps_changing(self, region: str) -> RingConflictError:
+        return RingConflictError(
+            f"The key ring of {region} keeps being changed by other processes.", region=region
+        )
 
 
-def _new_key_id() -> str:
-    random = base64.b32encode(secrets.token_bytes(_KEY_ID_BYTES)).decode("ascii").lower()
-    return f"k{random[:_KEY_ID_CHARS]}"
+class _Walk:
+    """Looks at a Region, step after step; lists IVS anew only where a step may have changed it."""
+
+    def __init__(self, observer: Observer, store: RingStore, region: str) -> None:
+        self._observer = observer
+        self._store = store
+        self._region = region
+        self._listed: tuple[PublicKeySummary, ...] | None = None
+
+    async def look(self) -> tuple[RingState, Facts]:
+        if self._listed is None:
+            self._listed = await self._observer.list(self._region)
+        ring = await self._store.load(self._region)
+        return ring, await self._observer.facts(ring, self._listed)
+
+    async def take(self, taker: StepTaker, ring: RingState, step: Step) -> None:
+        if isinstance(step, Adopt | Delete | Import | Sweep):
+            self._listed = None
+        await taker.take(ring, step)
+
+
+def _name(step: Step) -> str:
+    """Return the step and what it is about, such as `Import kabc`."""
+    match step:
+        case Rotate(old, new):
+            about = f"{old.key_id} to {new.key_id}"
+        case Sweep(arn):
+            about = arn
+        case Adopt(orphan):
+            about = orphan.arn
+        case Wait() | Generate():
+            about = ""
+        case _:
+            about = step.key.key_id
+    return f"{type(step).__name__} {about}".rstrip()
+
+
+def _problem(step: str, error: TokenServiceError) -> Problem:
+    return Problem(step, error.code, error.detail, error.retry_after)

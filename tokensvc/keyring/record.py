@@ -8,6 +8,7 @@ private half is here only sealed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
@@ -15,6 +16,7 @@ from typing import Final, Self
 from tokensvc.tokens.arn import InvalidArnError, PublicKeyArn
 
 __all__ = [
+    "DeleteReason",
     "IllegalKeyStateError",
     "KeyPhase",
     "KeyRecord",
@@ -22,10 +24,13 @@ __all__ = [
     "check_ring_id",
     "key_name",
     "key_tags",
+    "tagged_key_id",
 ]
 
 KEY_ID_TAG: Final = "tokensvc:key"
 RING_ID_TAG: Final = "tokensvc:ring"
+OWNER_TAG: Final = "tokensvc:owner"
+_KEY_ID: Final = re.compile(r"[a-z0-9]{1,32}", re.ASCII)
 _RING_ID: Final = re.compile(r"[a-zA-Z0-9-]{1,64}", re.ASCII)
 
 
@@ -43,15 +48,33 @@ class KeyPhase(StrEnum):
     DELETED = "DELETED"
 
 
+class DeleteReason(StrEnum):
+    """Why a key's public half is to be no more, or is no more, at IVS."""
+
+    DRAINED = "DRAINED"
+    """The last token it may have signed has expired."""
+
+    COMPROMISED = "COMPROMISED"
+    """An operator says so; living tokens die with it."""
+
+    GONE = "GONE"
+    """Somebody else deleted it at IVS."""
+
+
 _IMPORTED: Final = frozenset({KeyPhase.STANDBY, KeyPhase.ACTIVE, KeyPhase.RETIRING})
-_CHECKED: Final = frozenset({KeyPhase.ACTIVE, KeyPhase.RETIRING})
+# Only these may ever sign again; nobody else needs a private half, so nobody else has one.
+_HOLDS_PRIVATE_KEY: Final = frozenset({KeyPhase.GENERATED, KeyPhase.STANDBY, KeyPhase.ACTIVE})
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
     """One key of one Region. Times are Unix seconds; None is "not yet".
 
-    `name` is its name in IVS. Raises IllegalKeyStateError where the fields contradict the phase.
+    `name` is its name in IVS. `checked_at` is its last successful self-check. `longest_ttl` is the
+    longest life, in seconds, of a token that it may sign or may have signed. `delete_reason` on a
+    RETIRING key is the stored decision to delete it at IVS: without one, nobody may.
+
+    Raises IllegalKeyStateError where the fields contradict the phase.
     """
 
     key_id: str
@@ -65,21 +88,30 @@ class KeyRecord:
     imported_at: float | None = None
     checked_at: float | None = None
     activated_at: float | None = None
+    longest_ttl: float | None = None
+    retired_at: float | None = None
+    delete_reason: DeleteReason | None = None
     deleted_at: float | None = None
 
     def __post_init__(self) -> None:
-        if self.phase is KeyPhase.GENERATED and self.arn is not None:
-            raise IllegalKeyStateError(f"key {self.key_id} is GENERATED and has an ARN")
-        if self.phase in _IMPORTED and (self.arn is None or self.imported_at is None):
-            raise IllegalKeyStateError(f"key {self.key_id} is {self.phase} without an ARN")
-        if self.phase in _CHECKED and (self.checked_at is None or self.activated_at is None):
-            raise IllegalKeyStateError(f"key {self.key_id} is {self.phase} without a self-check")
+        phase = self.phase
+        if phase is KeyPhase.GENERATED and self.arn is not None:
+            raise self._wrong("and has an ARN")
+        if phase in _IMPORTED and (self.arn is None or self.imported_at is None):
+            raise self._wrong("without an ARN")
+        if phase is KeyPhase.ACTIVE and (self.checked_at is None or self.activated_at is None):
+            raise self._wrong("without a self-check")
+        if phase is KeyPhase.ACTIVE and self.longest_ttl is None:
+            raise self._wrong("without a bound on its tokens' life")
+        if phase is KeyPhase.RETIRING and self.retired_at is None:
+            raise self._wrong("without the time since when")
         # What must not be used again must not be there to be used.
-        if (self.phase is KeyPhase.DELETED) is not (self.sealed_private_key is None):
-            raise IllegalKeyStateError(
-                f"key {self.key_id} is {self.phase}; a private half is kept until DELETED, "
-                "and not after"
-            )
+        if (phase in _HOLDS_PRIVATE_KEY) is (self.sealed_private_key is None):
+            raise self._wrong("; a private half is kept while the key may sign, and not after")
+        if phase in _HOLDS_PRIVATE_KEY and self.delete_reason is not None:
+            raise self._wrong("and is to be deleted")
+        if phase is KeyPhase.DELETED and (self.delete_reason is None or self.deleted_at is None):
+            raise self._wrong("without when and why")
         if self.arn is not None:
             try:
                 arn = PublicKeyArn.parse(self.arn)
@@ -90,10 +122,17 @@ class KeyRecord:
                     f"key {self.key_id} is of {self.region}, its ARN of {arn.region}"
                 )
 
+    def _wrong(self, what: str) -> IllegalKeyStateError:
+        joint = "" if what.startswith(";") else " "
+        return IllegalKeyStateError(f"key {self.key_id} is {self.phase}{joint}{what}")
+
 
 @dataclass(frozen=True, slots=True)
 class RingState:
     """The keys of one Region at one version; version 0 is a ring that was never stored.
+
+    `owner` is random, made by the store with the ring, and tells this ring from one that another
+    database keeps under the same ring id; it is empty at version 0.
 
     Raises IllegalKeyStateError for a key of another Region, a key or an ARN given twice, and for
     more than one ACTIVE key.
@@ -102,6 +141,7 @@ class RingState:
     region: str
     version: int
     keys: tuple[KeyRecord, ...] = ()
+    owner: str = ""
 
     def __post_init__(self) -> None:
         if any(key.region != self.region for key in self.keys):
@@ -124,10 +164,14 @@ class RingState:
         """The key that signs, if there is one."""
         return next(iter(self.in_phase(KeyPhase.ACTIVE)), None)
 
-    def with_key(self, key: KeyRecord) -> tuple[KeyRecord, ...]:
-        """Return the keys with `key` added, or in the place of the record with its id."""
-        others = tuple(other for other in self.keys if other.key_id != key.key_id)
-        return (*others, key)
+    def key(self, key_id: str) -> KeyRecord | None:
+        """Return the key with this id, if the ring has it."""
+        return next((key for key in self.keys if key.key_id == key_id), None)
+
+    def with_keys(self, *keys: KeyRecord) -> tuple[KeyRecord, ...]:
+        """Return the keys with `keys` added, or each in the place of the record with its id."""
+        new = {key.key_id for key in keys}
+        return (*(other for other in self.keys if other.key_id not in new), *keys)
 
     def successor(self, keys: tuple[KeyRecord, ...]) -> Self:
         """Return the next version, holding `keys`.
@@ -139,7 +183,7 @@ class RingState:
         for key in self.keys:
             if key.key_id not in kept and (key.phase is not KeyPhase.DELETED or not keys):
                 raise IllegalKeyStateError(f"key {key.key_id} is {key.phase} and would vanish")
-        return type(self)(self.region, self.version + 1, keys)
+        return type(self)(self.region, self.version + 1, keys, self.owner)
 
 
 def check_ring_id(ring_id: str) -> str:
@@ -157,6 +201,18 @@ def key_name(ring_id: str, key_id: str) -> str:
     return f"tokensvc-{ring_id}-{key_id}"
 
 
-def key_tags(ring_id: str, key_id: str) -> dict[str, str]:
-    """Return the tags that say whose key it is; a key without them is never touched."""
-    return {RING_ID_TAG: ring_id, KEY_ID_TAG: key_id}
+def key_tags(ring_id: str, owner: str, key_id: str) -> dict[str, str]:
+    """Return the tags that say whose key it is; a key without them is never touched.
+
+    Two deployments that share a ring id by mistake differ in `owner`, and leave each other's keys
+    alone.
+    """
+    return {RING_ID_TAG: ring_id, OWNER_TAG: owner, KEY_ID_TAG: key_id}
+
+
+def tagged_key_id(ring_id: str, owner: str, tags: Mapping[str, str]) -> str | None:
+    """Return the key id in `tags` where they are this ring's, else None."""
+    if not owner or tags.get(RING_ID_TAG) != ring_id or tags.get(OWNER_TAG) != owner:
+        return None
+    key_id = tags.get(KEY_ID_TAG, "")
+    return key_id if _KEY_ID.fullmatch(key_id) else None

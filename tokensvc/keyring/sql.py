@@ -7,7 +7,9 @@ the same version one succeeds, and the other writes nothing.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, and_, delete, insert, select, update
@@ -15,12 +17,19 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tokensvc.errors import RingConflictError, StoreUnavailableError
-from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, check_ring_id
+from tokensvc.keyring.record import (
+    DeleteReason,
+    KeyPhase,
+    KeyRecord,
+    RingState,
+    check_ring_id,
+)
 from tokensvc.store import tables
 from tokensvc.store.faults import store_faults
 
 __all__ = ["SqlRingStore"]
 
+_OWNER_BYTES: Final = 8
 _KEY_COLUMNS: Final = tuple(
     column for column in tables.keys.c if column.name not in {"ring_id", "region"}
 )
@@ -44,12 +53,24 @@ class SqlRingStore:
         """Return the rings of all Regions; see RingStore."""
         return await self._read(self._selection())
 
+    async def versions(self) -> dict[str, int]:
+        """Return the version of each Region's ring; see RingStore."""
+        selection = select(tables.rings.c.region, tables.rings.c.version).where(
+            tables.rings.c.ring_id == self._ring_id
+        )
+        with store_faults("read versions of key rings"):
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(selection)).all()
+        return {row.region: row.version for row in rows}
+
     async def save(self, state: RingState, keys: tuple[KeyRecord, ...]) -> RingState:
         """Compare and swap; see RingStore."""
         successor = state.successor(keys)
+        if state.version == 0:
+            successor = replace(successor, owner=secrets.token_hex(_OWNER_BYTES))
         with store_faults("save key ring"):
             async with self._engine.begin() as connection:
-                await self._advance(connection, state)
+                await self._advance(connection, state, successor.owner)
                 await self._write(connection, state, keys)
         return successor
 
@@ -63,7 +84,12 @@ class SqlRingStore:
             ),
         )
         return (
-            select(tables.rings.c.region, tables.rings.c.version, *_KEY_COLUMNS)
+            select(
+                tables.rings.c.region,
+                tables.rings.c.version,
+                tables.rings.c.owner,
+                *_KEY_COLUMNS,
+            )
             .select_from(joined)
             .where(tables.rings.c.ring_id == self._ring_id)
             .order_by(tables.rings.c.region, tables.keys.c.created_at, tables.keys.c.key_id)
@@ -80,11 +106,12 @@ class SqlRingStore:
                 f"The stored key ring {self._ring_id} is damaged: {error}."
             ) from error
 
-    async def _advance(self, connection: AsyncConnection, state: RingState) -> None:
+    async def _advance(self, connection: AsyncConnection, state: RingState, owner: str) -> None:
         if state.version == 0:
             values = {
                 "ring_id": self._ring_id,
                 "region": state.region,
+                "owner": owner,
                 "version": 1,
                 "created_at": self._clock(),
             }
@@ -137,21 +164,25 @@ class SqlRingStore:
 
 def _values(key: KeyRecord) -> dict[str, object]:
     values: dict[str, object] = {column.name: getattr(key, column.name) for column in _KEY_COLUMNS}
-    return values | {"region": key.region, "phase": key.phase.value}
+    reason = None if key.delete_reason is None else key.delete_reason.value
+    return values | {"region": key.region, "phase": key.phase.value, "delete_reason": reason}
 
 
 def _assemble(rows: Iterable[Row[Any]]) -> tuple[RingState, ...]:
-    versions: dict[str, int] = {}
+    rings: dict[str, tuple[int, str]] = {}
     keys: dict[str, list[KeyRecord]] = {}
     for row in rows:
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
         region = fields.pop("region")
-        versions[region] = fields.pop("version")
+        rings[region] = (fields.pop("version"), fields.pop("owner"))
         of_region = keys.setdefault(region, [])
         # The outer join gives a ring without keys one row of nothing.
         if fields["key_id"] is not None:
             fields["phase"] = KeyPhase(fields["phase"])
+            if fields["delete_reason"] is not None:
+                fields["delete_reason"] = DeleteReason(fields["delete_reason"])
             of_region.append(KeyRecord(region=region, **fields))
     return tuple(
-        RingState(region, version, tuple(keys[region])) for region, version in versions.items()
+        RingState(region, version, tuple(keys[region]), owner)
+        for region, (version, owner) in rings.items()
     )

@@ -24,11 +24,16 @@ class RingStore(Protocol):
         """Return the rings of all Regions, as of one moment, ordered by Region."""
         ...
 
+    async def versions(self) -> dict[str, int]:
+        """Return the version of each Region's ring: a small read that says whether to read more."""
+        ...
+
     async def save(self, state: RingState, keys: tuple[KeyRecord, ...]) -> RingState:
         """Replace the keys of `state`, as it was loaded, and return what is stored now.
 
-        All or nothing. Raises RingConflictError, with nothing written, where the stored version is
-        no longer the one of `state`; and IllegalKeyStateError as `RingState.successor` does.
+        The first save gives the ring its `owner`. All or nothing. Raises RingConflictError, with
+        nothing written, where the stored version is no longer the one of `state`; and
+        IllegalKeyStateError as `RingState.successor` does.
         After StoreUnavailableError it may have been written: load again.
         """
         ...

@@ -19,16 +19,18 @@ __all__ = ["RingView"]
 class RingView:
     """Which key signs in which Region, and every key that IVS was ever seen to hold."""
 
-    __slots__ = ("_keys_by_arn", "_reasons", "_signing_keys")
+    __slots__ = ("_keys_by_arn", "_longest_ttls", "_reasons", "_signing_keys")
 
     def __init__(
         self,
         signing_keys: Iterable[SigningKey],
         keys: Iterable[KeyRecord],
         reasons: Mapping[str, str] | None = None,
+        longest_ttls: Mapping[str, float] | None = None,
     ) -> None:
         """Take one signing key per Region, the records to know, and why a Region has no key.
 
+        `longest_ttls` are seconds by Region; a Region that is missing has no bound of its own.
         Raises ValueError for two signing keys of one Region.
         """
         by_region: dict[str, SigningKey] = {}
@@ -41,6 +43,7 @@ class RingView:
             {key.arn: key for key in keys if key.arn is not None}
         )
         self._reasons: Mapping[str, str] = MappingProxyType(dict(reasons or {}))
+        self._longest_ttls: Mapping[str, float] = MappingProxyType(dict(longest_ttls or {}))
 
     def __repr__(self) -> str:
         return f"<RingView {', '.join(self.regions) or 'without keys'}>"
@@ -62,6 +65,19 @@ class RingView:
             reason = self._reasons.get(region, "None is ACTIVE.")
             raise NoSigningKeyError(f"No key signs in {region}. {reason}", region=region)
         return key
+
+    def longest_ttl(self, region: str) -> float:
+        """Return how long, in seconds, a token may live that the Region's key signs now.
+
+        A key is deleted no earlier than this after it has stopped to sign, whatever the settings of
+        the process that deletes it; so a token that is to live longer must not be signed with it.
+        """
+        return self._longest_ttls.get(region, float("inf"))
+
+    def without_signing(self, reason: str) -> RingView:
+        """Return this view with no key that signs, and `reason` for every Region that had one."""
+        reasons = {**self._reasons, **dict.fromkeys(self._signing_keys, reason)}
+        return RingView((), self._keys_by_arn.values(), reasons)
 
     def key_of(self, arn: str) -> KeyRecord | None:
         """Return the key that was imported under `arn`, DELETED ones too, if it is of this ring."""

@@ -17,6 +17,7 @@ def upgrade() -> None:
         "rings",
         sa.Column("ring_id", sa.String(64), nullable=False),
         sa.Column("region", sa.String(32), nullable=False),
+        sa.Column("owner", sa.String(32), nullable=False),
         sa.Column("version", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("ring_id", "region", name="pk_rings"),
@@ -35,6 +36,9 @@ def upgrade() -> None:
         sa.Column("imported_at", sa.Double, nullable=True),
         sa.Column("checked_at", sa.Double, nullable=True),
         sa.Column("activated_at", sa.Double, nullable=True),
+        sa.Column("longest_ttl", sa.Double, nullable=True),
+        sa.Column("retired_at", sa.Double, nullable=True),
+        sa.Column("delete_reason", sa.String(16), nullable=True),
         sa.Column("deleted_at", sa.Double, nullable=True),
         sa.PrimaryKeyConstraint("key_id", name="pk_keys"),
         sa.ForeignKeyConstraint(
