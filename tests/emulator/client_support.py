@@ -1,4 +1,4 @@
-"""What the tests of the clients' side share: keys, tokens, and a server with only the sockets.
+"""What the tests of the clients' side share: keys, tokens, and the emulator in the test's own loop.
 
 Tokens are signed with PyJWT, as somebody else's backend would; nothing of the service takes part.
 """
@@ -17,16 +17,14 @@ import jwt
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from litestar import Litestar
-from litestar.datastructures import State
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from tokensvc.emulator.app import create_app
 from tokensvc.emulator.config import EmulatorConfig
 from tokensvc.emulator.records import IssuedToken, PublicKeyRecord, StageRecord
-from tokensvc.emulator.seat import Door
+from tokensvc.emulator.server import server_config
 from tokensvc.emulator.sessions import Sessions
-from tokensvc.emulator.sockets import MAX_MESSAGE_BYTES, SOCKET_ROUTES, allow_long_tokens
 from tokensvc.emulator.verification import TokenVerifier
 from tokensvc.emulator.world import World
 
@@ -47,13 +45,12 @@ def public_pem(key: Any) -> str:
 class Stand:
     """An emulator's state with one stage and one public key, and its clock."""
 
-    def __init__(self, port: int = 8090, **limits: int) -> None:
+    def __init__(self, port: int = 8090) -> None:
         self.time = float(NOW)
-        self.world = World(EmulatorConfig(port=port), lambda: self.time)
-        self.sessions = Sessions(self.world.now, **limits)
-        self.verifier = TokenVerifier(
-            self.world, self.sessions, events_url=self.world.config.events_url
-        )
+        self.app = create_app(EmulatorConfig(port=port), lambda: self.time)
+        self.world: World = self.app.state.world
+        self.sessions: Sessions = self.app.state.sessions
+        self.verifier: TokenVerifier = self.app.state.door.verifier
         self.stage: StageRecord = self.world.create_stage(REGION)
         self.key: PublicKeyRecord = self.import_key(private_key())
 
@@ -166,25 +163,11 @@ class Client(Stand):
 
 
 @contextlib.asynccontextmanager
-async def serving(**limits: int) -> AsyncIterator[Client]:
-    """Run the sockets under uvicorn."""
-    allow_long_tokens()
+async def serving() -> AsyncIterator[Client]:
+    """Run the emulator on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = Client(listener.getsockname()[1], **limits)
-        app = Litestar(
-            route_handlers=list(SOCKET_ROUTES),
-            state=State({"door": Door(client.verifier, client.sessions)}),
-            openapi_config=None,
-        )
-        server = _Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                lifespan="off",
-                ws_max_size=MAX_MESSAGE_BYTES,
-                timeout_graceful_shutdown=5,
-            )
-        )
+        client = Client(listener.getsockname()[1])
+        server = _Server(server_config(client.world.config, client.app))
         running = asyncio.create_task(server.serve(sockets=[listener]))
         await server.up.wait()
         try:

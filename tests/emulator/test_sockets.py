@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -385,9 +386,9 @@ async def test_a_malformed_frame_ends_a_shared_connection(ivs: Client, frame: di
     await eventually_ended(ivs)
 
 
-async def test_connections_are_bounded():
+async def test_connections_are_bounded(ivs: Client):
+    ivs.sessions._max_connected = 1
     async with (
-        serving(max_connected=1) as ivs,
         await ivs.joined(ivs.token()),
         await ivs.stage_socket(ivs.token(jti="p2")) as client,
     ):
@@ -404,12 +405,16 @@ async def test_everything_ends_when_the_server_stops():
     assert ivs.sessions.active_session_id(ivs.stage.arn) is None
 
 
-async def test_no_token_is_logged(ivs: Client, capsys: pytest.CaptureFixture[str]):
+async def test_no_token_is_logged_however_much_is(
+    ivs: Client, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, "websockets.client")
     good, bad = ivs.token(), ivs.token(jti="p2", version="2.0")
     async with await ivs.joined(good) as client, await ivs.stage_socket(bad) as refused:
         await received(refused)
         await exchange(client, good, bad)
-    logged = "".join(capsys.readouterr())
+    logged = "".join([caplog.text, *capsys.readouterr()])
     assert "join_refused" in logged
     for token in (good, bad):
         assert all(segment not in logged for segment in token.split("."))

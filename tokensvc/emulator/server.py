@@ -41,6 +41,8 @@ def server_config(config: EmulatorConfig, app: ASGIApp | None = None) -> uvicorn
         ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
+        # At DEBUG the WebSocket library logs the handshake's headers, and with them tokens.
+        log_level="info",
         access_log=False,
         date_header=False,
         server_header=False,
