@@ -5,7 +5,7 @@
         stage = client.create_stage(name="demo")["stage"]
         ivs.post_faults({"operation": "GetStage", "kind": "throttle"})
 
-`RunningEmulator` takes the fields of `EmulatorConfig`, and `clock`. `url` is the endpoint for boto3
+`RunningEmulator` takes the fields of `EmulatorConfig`, `clock` and `sleep`. `url` is the endpoint for boto3
 and the control API, `events_url` that of the sockets, `world` and `sessions` its state: read it at
 will, and change it from the server's own thread with `run`.
 """
@@ -16,7 +16,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 import boto3
@@ -41,7 +42,13 @@ _Value = TypeVar("_Value")
 class RunningEmulator:
     """An emulator that is ready; `close` stops it and waits for it."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        **settings: Any,
+    ) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", settings.pop("port", 0)))
@@ -49,7 +56,7 @@ class RunningEmulator:
         self.config = EmulatorConfig(port=self.port, **settings)
         self.url = f"http://127.0.0.1:{self.port}"
         self.events_url = self.config.events_url
-        app = create_app(self.config, clock)
+        app = create_app(self.config, clock, sleep)
         self.world: World = app.state.world
         self.sessions: Sessions = app.state.sessions
         self._server = uvicorn.Server(server_config(self.config, app))
@@ -139,8 +146,18 @@ def boto_client(url: str, region: str, **config: Any) -> Any:
         "read_timeout": 10,
         "proxies": {},
     } | config
+    with _session_lock:
+        return _session().client(
+            "ivs-realtime", region_name=region, endpoint_url=url, config=Config(**settings)
+        )
+
+
+# Loading the API model takes longer than most tests.
+@lru_cache
+def _session() -> boto3.session.Session:
     return boto3.session.Session(
-        aws_access_key_id="AKIDEMULATOR0000",
-        aws_secret_access_key="not-a-secret",
-        region_name=region,
-    ).client("ivs-realtime", endpoint_url=url, config=Config(**settings))
+        aws_access_key_id="AKIDEMULATOR0000", aws_secret_access_key="not-a-secret"
+    )
+
+
+_session_lock = threading.Lock()

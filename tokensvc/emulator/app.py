@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
 
 import structlog
 from litestar import Litestar, Request, Response, asgi
+from litestar.enums import ScopeType
 from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Receive, Scope, Send
 
@@ -29,18 +31,26 @@ __all__ = ["create_app"]
 _log = structlog.get_logger(__name__)
 
 
-def create_app(config: EmulatorConfig, clock: Callable[[], float] = time.time) -> Litestar:
+def create_app(
+    config: EmulatorConfig,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Litestar:
     """Make the application; its `state` has `world`, `sessions` and `control_plane`.
 
-    `clock` gives Unix seconds. Reads the state file, where there is one: raises StateFileError.
+    `clock` gives Unix seconds, `sleep` waits for a delay that a test asked for. Reads the state
+    file, where there is one: raises StateFileError.
     """
     world = World(config, clock)
     sessions = Sessions(world.now, changed=world.changed)
     keeper = _restored_keeper(config, world, sessions)
-    plane = ControlPlane(world, sessions, clock=clock, save=keeper.save if keeper else _saved)
+    save = keeper.save if keeper else _saved
+    plane = ControlPlane(world, sessions, clock=clock, save=save, sleep=sleep)
 
     async def operations(scope: Scope, receive: Receive, send: Send) -> None:
-        await plane(scope, receive, send)  # type: ignore[arg-type]
+        if scope["type"] != ScopeType.HTTP:
+            raise NotFoundException
+        await plane(scope, receive, send)
 
     # Not a path parameter: Litestar resolves those of ASGI handlers only where they are mounted.
     routes = (

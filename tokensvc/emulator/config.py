@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 __all__ = ["EmulatorConfig"]
+
+_ANY_ADDRESS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,15 @@ class EmulatorConfig:
     Without it all is forgotten."""
 
     public_url: str | None = None
-    """What stages name as their events endpoint; `ws://<host>:<port>` where None."""
+    """What stages name as their events endpoint; `ws://<host>:<port>` where None, on the loopback
+    where the host is every address."""
 
     enforce_quotas: bool = True
     """Whether IVS's quotas hold: calls a second (429) and stages and public keys a Region (402)."""
 
     unknown_participants_disconnect: bool = False
-    """Whether DisconnectParticipant for one who never joined succeeds instead of answering 404. What
-    IVS does is not documented."""
+    """Whether DisconnectParticipant for one who never joined succeeds, and does nothing, instead of
+    answering 404. What IVS does is not documented."""
 
     max_issued_tokens: int = 50_000
     """Tokens of CreateParticipantToken that are remembered; the oldest is forgotten first."""
@@ -39,4 +43,7 @@ class EmulatorConfig:
     @property
     def events_url(self) -> str:
         """`stage.endpoints.events` of every stage."""
-        return self.public_url or f"ws://{self.host}:{self.port}"
+        if self.public_url is not None:
+            return self.public_url
+        host = _ANY_ADDRESS.get(self.host, self.host)
+        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"

@@ -6,7 +6,6 @@ only when what it changed is on disk.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -62,9 +61,9 @@ class ControlPlane:
         *,
         clock: Callable[[], float],
         save: Callable[[], Awaitable[None]],
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`save` returns when all changes are kept; `clock` measures the rates of calls, in seconds."""
+        """`save` returns when all changes are kept; `clock` measures rates of calls, in seconds."""
         self.faults = Faults()
         self.calls = CallLog()
         self._world = world
