@@ -25,6 +25,7 @@ class ScriptedIvs:
         self.script: list[Callable[[BaseHTTPRequestHandler], None]] = []
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.released = threading.Event()
+        self.arrived = threading.Semaphore(0)
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +35,7 @@ class ScriptedIvs:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 owner.requests.append((self.path, json.loads(body or b"{}"), headers))
+                owner.arrived.release()
                 turn = min(len(owner.requests), len(owner.script)) - 1
                 owner.script[turn](self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ from tokensvc.errors import (
 )
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.clients import ClientSettings
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import TokenRequest
 
 NO_STAGES = answer(200, {"stages": []})
 Call = Callable[[BotoIvsGateway], Awaitable[object]]
@@ -214,3 +217,24 @@ async def test_after_closing_no_call_is_made(ivs: ScriptedIvs) -> None:
         with pytest.raises(IvsUnavailableError):
             await gateway.list_stages(REGION)
     assert ivs.requests == []
+
+
+async def test_tokens_that_hang_do_not_hold_up_a_kick(ivs: ScriptedIvs) -> None:
+    stage = StageArn(REGION, "123456789012", "abc")
+    ivs.will(ivs.hang, answer(200, {}))
+    settings = ClientSettings(
+        endpoint_url=ivs.url, read_timeout_seconds=30.0, max_threads=1, max_waiting=0
+    )
+    gateway = BotoIvsGateway(settings, credentials=CREDENTIALS)
+    hanging = asyncio.create_task(gateway.create_participant_token(TokenRequest(stage)))
+    assert await asyncio.to_thread(ivs.arrived.acquire, timeout=60)
+    with pytest.raises(IvsThrottledError):
+        await gateway.create_participant_token(TokenRequest(stage))
+    await gateway.disconnect_participant(REGION, stage_arn=str(stage), participant_id="p-1")
+    assert [path for path, _, _ in ivs.requests] == [
+        "/CreateParticipantToken",
+        "/DisconnectParticipant",
+    ]
+    hanging.cancel()
+    ivs.released.set()
+    await gateway.aclose()

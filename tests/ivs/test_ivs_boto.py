@@ -289,7 +289,7 @@ async def test_one_client_per_region_is_made_and_kept() -> None:
     here, there = (clients.client(region, repeatable=True) for region in (REGION, "us-east-1"))
     assert clients.client(REGION, repeatable=True) is here is not there
     config = here.meta.config
-    assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (1, 3, 16)
+    assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (1, 3, 32)
     assert config.retries == {"mode": "standard", "total_max_attempts": 2}
     once = clients.client(REGION, repeatable=False)
     assert once.meta.config.retries["total_max_attempts"] == 1

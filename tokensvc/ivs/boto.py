@@ -9,6 +9,7 @@ was lost, the second attempt would take another of three key slots. Whoever aske
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -47,6 +48,8 @@ MAX_LIST_PAGES: Final = 300
 """Pages of one list: 30,000 stages or participants, where IVS's default quotas are 1,000 stages a
 Region and 10,000 subscribers a stage."""
 
+_TOKENS: Final = "CreateParticipantToken"
+
 
 class BotoIvsGateway:
     """Implements `IvsGateway`; belongs to one event loop; `aclose` ends its threads."""
@@ -69,10 +72,15 @@ class BotoIvsGateway:
         self._budgets = budgets or CallBudgets()
         self._regions = frozenset(regions)
         self._clients = RegionalClients(settings, credentials, drift)
-        self._threads = CallThreads(
-            max_threads=settings.max_threads,
-            max_waiting=settings.max_waiting,
-            deadline_seconds=settings.deadline(),
+        # Tokens have threads of their own: when IVS is slow and many requests fall back to it, a kick
+        # or a key's deletion must not wait behind them.
+        self._threads, self._token_threads = (
+            CallThreads(
+                max_threads=settings.max_threads,
+                max_waiting=settings.max_waiting,
+                deadline_seconds=settings.deadline(),
+            )
+            for _ in range(2)
         )
 
     async def import_public_key(
@@ -154,7 +162,7 @@ class BotoIvsGateway:
         if request.attributes:
             wanted["attributes"] = dict(request.attributes)
         return await self._ask(
-            "CreateParticipantToken",
+            _TOKENS,
             request.stage.region,
             lambda client: client.create_participant_token(**wanted),
             partial(answers.participant_token, request=request),
@@ -211,7 +219,7 @@ class BotoIvsGateway:
 
         Calls that still wait for a thread end with IvsUnavailableError. May be called twice.
         """
-        await self._threads.aclose()
+        await asyncio.gather(self._threads.aclose(), self._token_threads.aclose())
         self._clients.close()
 
     async def _all_pages(
@@ -271,7 +279,8 @@ class BotoIvsGateway:
             )
         await self._budgets.take(operation, region)
         work = partial(self._in_thread, operation, region, call, repeatable)
-        return await self._threads.run(work, operation=operation, region=region)
+        threads = self._token_threads if operation == _TOKENS else self._threads
+        return await threads.run(work, operation=operation, region=region)
 
     def _in_thread(
         self,

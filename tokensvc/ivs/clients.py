@@ -55,10 +55,10 @@ class ClientSettings:
     """What a call may take in all, attempts and pauses included; without it, see `deadline`."""
 
     max_threads: int = 16
-    """Calls under way at once; also the size of a client's connection pool."""
+    """Calls under way at once: so many of CreateParticipantToken, and so many of all others."""
 
     max_waiting: int = 64
-    """Calls that may wait for a thread; one more is refused."""
+    """Calls that may wait for a thread, of either kind; one more is refused."""
 
     user_agent_suffix: str = "tokensvc"
 
@@ -152,7 +152,7 @@ class RegionalClients:
                 "mode": "standard",
                 "total_max_attempts": settings.total_max_attempts if repeatable else 1,
             },
-            max_pool_connections=settings.max_threads,
+            max_pool_connections=2 * settings.max_threads,
             user_agent_extra=settings.user_agent_suffix,
         )
         if settings.endpoint_url is not None and _is_loopback(settings.endpoint_url):
