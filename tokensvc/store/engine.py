@@ -41,7 +41,7 @@ def open_engine(url: str) -> AsyncEngine:
     """
     parsed = _parse(url)
     path = _database_path(parsed)
-    if not path.exists():
+    if _mode(path) is None:
         raise ConfigurationError(f"There is no database at {path}: run `tokensvc db upgrade`.")
     _check_file(path)
     engine = create_async_engine(
@@ -64,7 +64,7 @@ def open_migration_engine(url: str) -> Engine:
     """
     parsed = _parse(url)
     path = _database_path(parsed)
-    if not path.exists():
+    if _mode(path) is None:
         _create_file(path)
     _check_file(path)
     engine = create_engine(
@@ -115,6 +115,17 @@ def _database_path(url: URL) -> Path:
     return Path(url.database)
 
 
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(
+            f"The database {path} cannot be opened: {error.strerror}."
+        ) from error
+
+
 def _create_file(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -128,13 +139,8 @@ def _create_file(path: Path) -> None:
 
 
 def _check_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigurationError(
-            f"The database {path} cannot be opened: {error.strerror}."
-        ) from error
-    if not stat.S_ISREG(mode):
+    mode = _mode(path)
+    if mode is None or not stat.S_ISREG(mode):
         raise ConfigurationError(f"The database {path} is not a file.")
     # SQLite writes its journal beside the database, so the folder counts as well.
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
