@@ -199,6 +199,40 @@ class Settings:
     ring_refresh: float = _setting(
         "How often the key ring is read from the store.", _number(0.1, 60), 1.0, unit="seconds"
     )
+    ring_max_age: float = _setting(
+        "How old this process's copy of the key ring may be before it stops signing.",
+        _number(1, 3600),
+        30.0,
+        unit="seconds",
+    )
+
+    rotation_period: float = _setting(
+        "How long a key signs. 30 days leave room for 28 days of connection tokens in IVS's 3 slots.",
+        _number(60, 315_360_000),
+        2_592_000.0,
+        unit="seconds",
+    )
+    rotation_check: float = _setting(
+        "How often the keys at IVS are looked at.", _number(1, 3600), 30.0, unit="seconds"
+    )
+    rotation_overdue: float = _setting(
+        "How late a rotation may be before it is reported as overdue.",
+        _number(1, 2_592_000),
+        3600.0,
+        unit="seconds",
+    )
+    standby_min_age: float = _setting(
+        "How long IVS has held a key before it takes over from another one.",
+        _number(0, 604_800),
+        600.0,
+        unit="seconds",
+    )
+    clock_skew: float = _setting(
+        "How far the clocks of replicas and of AWS may be apart; a key outlives its tokens by it.",
+        _number(0, 3600),
+        60.0,
+        unit="seconds",
+    )
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Where each value that is not a default came from, by field name."""

@@ -24,14 +24,21 @@ from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.budgets import CallBudgets
 from tokensvc.ivs.clients import ClientSettings
+from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.ivs.stages import StageEndpointCache
-from tokensvc.keyring import LocalSealer, RingManager, SqlRingStore, load_master_key
+from tokensvc.keyring import (
+    LocalSealer,
+    RingManager,
+    RotationPolicy,
+    SqlRingStore,
+    load_master_key,
+)
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend
 from tokensvc.store import ensure_current, open_engine
 
-__all__ = ["Parts", "open_gateway", "open_parts", "signer_backend"]
+__all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
 
 _CLOSE_SECONDS: Final = 10.0
 
@@ -54,8 +61,11 @@ class Parts:
     callers: CallerDirectory
 
 
-def open_gateway(settings: Settings) -> BotoIvsGateway:
-    """Return a gateway to IVS as the settings say; whoever asks for it calls `aclose`."""
+def open_gateway(settings: Settings, drift: ClockDrift | None = None) -> BotoIvsGateway:
+    """Return a gateway to IVS as the settings say; whoever asks for it calls `aclose`.
+
+    `drift`, where given, learns AWS's time from every answer.
+    """
     return BotoIvsGateway(
         ClientSettings(
             endpoint_url=settings.aws_endpoint_url,
@@ -64,6 +74,7 @@ def open_gateway(settings: Settings) -> BotoIvsGateway:
             total_max_attempts=settings.aws_max_attempts,
         ),
         budgets=CallBudgets(share=settings.aws_call_share),
+        drift=drift,
     )
 
 
@@ -82,13 +93,15 @@ async def open_parts(
     StoreUnavailableError where the database does not answer.
     """
     regions = settings.require_regions()
+    policy = rotation_policy(settings)
+    drift = ClockDrift(clock)
     async with AsyncExitStack() as closing:
         engine = open_engine(settings.database_url)
         closing.push_async_callback(_close, "store", engine.dispose)
         await ensure_current(engine)
         sealer = LocalSealer(await asyncio.to_thread(load_master_key, settings.master_key_file))
         if gateway is None:
-            own = open_gateway(settings)
+            own = open_gateway(settings, drift)
             closing.push_async_callback(_close, "ivs", own.aclose)
             gateway = own
         rings = SqlRingStore(engine, settings.ring_id, clock)
@@ -96,7 +109,10 @@ async def open_parts(
             store=rings,
             sealer=sealer,
             gateway=gateway,
+            policy=policy,
+            drain=None,
             clock=clock,
+            clock_off=lambda region: _clock_off(drift, region),
             sleep=sleep,
             ring_id=settings.ring_id,
             signer_backend=signer_backend(settings),
@@ -130,6 +146,25 @@ async def open_parts(
             ),
             callers=callers,
         )
+
+
+def rotation_policy(settings: Settings) -> RotationPolicy:
+    """Return when keys change; raises ConfigurationError where that cannot work in IVS's slots."""
+    return RotationPolicy(
+        period=settings.rotation_period,
+        longest_participant_ttl=settings.max_duration * 60.0,
+        skew=settings.clock_skew,
+        standby_min_age=settings.standby_min_age,
+        view_max_age=settings.ring_max_age,
+        overdue_after=settings.rotation_overdue,
+        # No ledger is asked here yet: a key stays as long as its longest token could live.
+        ledger_complete=False,
+    )
+
+
+def _clock_off(drift: ClockDrift, region: str) -> float:
+    reading = drift.latest(region)
+    return 0.0 if reading is None else reading.at_least_seconds
 
 
 def signer_backend(settings: Settings) -> Backend | None:
