@@ -27,12 +27,17 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "bans",
     "caller_secrets",
     "callers",
+    "disconnect_calls",
+    "disconnect_members",
+    "disconnects",
     "feeds",
     "idempotency_records",
     "issued_tokens",
     "keys",
+    "leases",
     "metadata",
     "rings",
     "stage_endpoints",
@@ -182,3 +187,100 @@ idempotency_records = Table(
     Column("expires_at", Double, nullable=False),
 )
 Index("ix_idempotency_records_expires_at", idempotency_records.c.expires_at)
+
+# Who may not be issued a token. `version` is that of the feed `bans` after the change that wrote the
+# row, so a replica reads only what changed since. A lifted ban stays a while, for replicas to see it.
+bans = Table(
+    "bans",
+    metadata,
+    Column("ban_id", String(32), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("stage_arn", String(128), nullable=True),
+    Column("user_id", String(128), nullable=True),
+    Column("participant_id", String(64), nullable=True),
+    Column("until", Double, nullable=True),
+    Column("reason", String(128), nullable=False),
+    Column("caller_id", String(32), nullable=True),
+    Column("created_at", Double, nullable=False),
+    Column("lifted_at", Double, nullable=True),
+)
+Index("ix_bans_version", bans.c.version)
+
+# What was asked to be disconnected or revoked. `next_sweep_at` is when the worker next looks for whom
+# that means (null: it knows them all).
+disconnects = Table(
+    "disconnects",
+    metadata,
+    Column("disconnect_id", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("region", String(32), nullable=False),
+    Column("stage_arn", String(128), nullable=True),
+    Column("user_id", String(128), nullable=True),
+    Column("target_id", String(64), nullable=True),
+    Column("reason", String(128), nullable=False),
+    Column("ban_id", String(32), nullable=True),
+    Column("caller_id", String(32), nullable=True),
+    Column("created_at", Double, nullable=False),
+    Column("next_sweep_at", Double, nullable=True),
+    Column("sweeps", Integer, nullable=False),
+    Column("failed_sweeps", Integer, nullable=False),
+    Column("last_error", String(64), nullable=True),
+)
+Index("ix_disconnects_due", disconnects.c.region, disconnects.c.next_sweep_at)
+Index("ix_disconnects_created_at", disconnects.c.created_at)
+
+# The calls to IVS that all requests together come to; `stage_arn` is empty for a connection token.
+disconnect_calls = Table(
+    "disconnect_calls",
+    metadata,
+    Column("call_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("region", String(32), nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("stage_arn", String(128), nullable=False),
+    Column("target_id", String(64), nullable=False),
+    Column("user_id", String(128), nullable=True),
+    Column("reason", String(128), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("deadline", Double, nullable=False),
+    Column("last_error", String(64), nullable=True),
+    Column("updated_at", Double, nullable=False),
+)
+Index(
+    "ix_disconnect_calls_due",
+    disconnect_calls.c.region,
+    disconnect_calls.c.state,
+    disconnect_calls.c.rank,
+    disconnect_calls.c.next_attempt_at,
+)
+# Two requests that mean the same participant share one call for as long as it is to be made.
+Index(
+    "uq_disconnect_calls_pending",
+    disconnect_calls.c.operation,
+    disconnect_calls.c.stage_arn,
+    disconnect_calls.c.target_id,
+    unique=True,
+    sqlite_where=text("state = 'pending'"),
+    postgresql_where=text("state = 'pending'"),
+)
+
+disconnect_members = Table(
+    "disconnect_members",
+    metadata,
+    Column("disconnect_id", String(32), primary_key=True),
+    Column("call_id", BigInteger, primary_key=True),
+)
+Index("ix_disconnect_members_call_id", disconnect_members.c.call_id)
+
+# Work that one process at a time may do. `fence` grows by one whenever the holder changes.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
