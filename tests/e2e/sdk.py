@@ -125,7 +125,7 @@ class SdkBrowser:
         with self._browser.new_context() as context:
             page = context.new_page()
             if now is not None:
-                page.clock.set_fixed_time(now * 1000)
+                page.clock.set_fixed_time(now)
             sdk = SdkPage(page)
             page.goto(self._url)
             yield sdk
