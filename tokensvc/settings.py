@@ -24,7 +24,11 @@ import environs
 from environs import validate
 
 from tokensvc.errors import ConfigurationError
-from tokensvc.tokens.limits import MAX_DURATION_MINUTES, REGIONS
+from tokensvc.tokens.limits import (
+    MAX_CONNECTION_DURATION_MINUTES,
+    MAX_DURATION_MINUTES,
+    REGIONS,
+)
 
 __all__ = ["PREFIX", "SettingRow", "Settings", "describe"]
 
@@ -154,6 +158,12 @@ class Settings:
         MAX_DURATION_MINUTES,
         unit="minutes",
     )
+    max_connection_duration: int = _setting(
+        "Longest connection token a caller may ask for; IVS allows 40320. 0: none are issued.",
+        _whole(0, MAX_CONNECTION_DURATION_MINUTES),
+        MAX_CONNECTION_DURATION_MINUTES,
+        unit="minutes",
+    )
     iat_backdate: int = _setting(
         "How far `iat` is set back for verifiers whose clock is slow; `exp` never moves.",
         _whole(0, 60),
@@ -169,6 +179,25 @@ class Settings:
         _whole(1024, 2_097_152),
         2_097_152,
         unit="bytes",
+    )
+
+    ledger: str = _setting(
+        "durable: a token leaves when its ledger row is on disk. relaxed: at once; a crash loses the"
+        " rows of the last moments.",
+        _choice("durable", "relaxed"),
+        "durable",
+    )
+    ledger_retention: int = _setting(
+        "How long a token's row is kept after its expiry.",
+        _whole(0, 31_536_000),
+        86_400,
+        unit="seconds",
+    )
+    idempotency_window: int = _setting(
+        "How long the answer to an Idempotency-Key is remembered.",
+        _whole(60, 604_800),
+        86_400,
+        unit="seconds",
     )
 
     log_level: str = _setting(

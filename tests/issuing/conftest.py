@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from tokensvc.errors import IvsThrottledError, NoSigningKeyError, StageNotFoundError
+from tokensvc.errors import (
+    BannedError,
+    IvsThrottledError,
+    NoSigningKeyError,
+    StageNotFoundError,
+    TokenServiceError,
+)
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.ivs.gateway import IvsToken
+from tokensvc.ledger import Claim, LedgerRow
 from tokensvc.signing.keys import generate_private_key
 from tokensvc.signing.signer import load_signer
 from tokensvc.signing.signing_key import SigningKey
@@ -35,6 +43,25 @@ class World:
     ivs_calls: list[TokenRequest] = field(default_factory=list)
     during_lookup: Callable[[], None] = lambda: None
     now: float = NOW
+    rows: list[LedgerRow] = field(default_factory=list)
+    longest: float = math.inf
+    banned_users: set[str] = field(default_factory=set)
+    during_record: Callable[[], None] = lambda: None
+    ledger_error: TokenServiceError | None = None
+
+    def longest_ttl(self, region: str) -> float:
+        return self.longest
+
+    async def record(self, rows: Sequence[LedgerRow], claim: Claim | None = None) -> str | None:
+        if self.ledger_error is not None:
+            raise self.ledger_error
+        self.rows += rows
+        self.during_record()
+        return None
+
+    def admit(self, *, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
+        if user_id in self.banned_users:
+            raise BannedError("banned")
 
     def signing_key(self, region: str) -> SigningKey:
         if region not in self.keys:
@@ -92,6 +119,8 @@ def issuer(world: World) -> TokenIssuer:
         view=lambda: world,
         endpoints=world,
         gateway=world,
+        ledger=world,
+        admit=world.admit,
         clock=lambda: world.now,
         iat_backdate=5,
     )

@@ -6,12 +6,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokensvc.errors import InvalidRequestError, TokenServiceError
+from tokensvc.errors import (
+    BannedError,
+    InvalidRequestError,
+    LedgerBusyError,
+    TokenServiceError,
+)
 from tokensvc.issuing.batch import issue_batch
-from tokensvc.issuing.issuer import IssuedToken, TokenIssuer
+from tokensvc.issuing.issued import IssuedToken
+from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
 from tokensvc.tokens.claims import TokenRequest
 
@@ -51,7 +58,7 @@ async def test_order_is_kept_and_a_bad_item_spoils_only_itself(
         "no key": "no_signing_key",
     }
     items = [make[kind](n) for n, kind in enumerate(kinds)]
-    outcomes = await issue_batch(issuer, items, LoopSlices())
+    outcomes = await issue_batch(issuer, items, LoopSlices(), "backend")
     assert [code(outcome) for outcome in outcomes] == [expected[kind] for kind in kinds]
     for n, outcome in enumerate(outcomes):
         if isinstance(outcome, IssuedToken):
@@ -61,7 +68,9 @@ async def test_order_is_kept_and_a_bad_item_spoils_only_itself(
 
 
 async def test_each_stage_is_looked_up_once(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
-    outcomes = await issue_batch(issuer, [ask(f"stage{n % 7}") for n in range(100)], LoopSlices())
+    outcomes = await issue_batch(
+        issuer, [ask(f"stage{n % 7}") for n in range(100)], LoopSlices(), "backend"
+    )
     assert all(isinstance(outcome, IssuedToken) for outcome in outcomes)
     assert set(world.lookups.values()) == {1}
     assert len(world.lookups) == 7
@@ -83,7 +92,7 @@ async def test_lookups_run_several_at_a_time_but_not_all(
         return await get(stage)
 
     monkeypatch.setattr(world, "get", slow)
-    await issue_batch(issuer, [ask(f"s{n}") for n in range(50)], LoopSlices())
+    await issue_batch(issuer, [ask(f"s{n}") for n in range(50)], LoopSlices(), "backend")
     assert 1 < most <= 8
 
 
@@ -91,7 +100,7 @@ async def test_a_failing_fallback_is_that_items_answer(
     world: Any, issuer: TokenIssuer, ask: Ask
 ) -> None:
     world.ivs_fails = True
-    outcomes = await issue_batch(issuer, [ask(), ask(issuer="ivs"), ask()], LoopSlices())
+    outcomes = await issue_batch(issuer, [ask(), ask(issuer="ivs"), ask()], LoopSlices(), "backend")
     assert [code(outcome) for outcome in outcomes] == ["local", "ivs_throttled", "local"]
 
 
@@ -120,7 +129,7 @@ async def test_others_run_whenever_a_slice_is_spent(
             last = now
 
     other = asyncio.create_task(somebody_else())
-    outcomes = await issue_batch(issuer, [ask()] * 300, LoopSlices(lambda: now))
+    outcomes = await issue_batch(issuer, [ask()] * 300, LoopSlices(lambda: now), "backend")
     other.cancel()
     assert len(outcomes) == 300
     assert breaths >= 100
@@ -128,4 +137,33 @@ async def test_others_run_whenever_a_slice_is_spent(
 
 
 async def test_an_empty_batch_has_an_empty_answer(issuer: TokenIssuer) -> None:
-    assert await issue_batch(issuer, [], LoopSlices()) == []
+    assert await issue_batch(issuer, [], LoopSlices(), "backend") == []
+
+
+async def test_a_batch_is_recorded_in_one_go_before_it_is_answered(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    items = [ask(user_id="a"), ask("gone"), ask(issuer="ivs"), ask(user_id="b")]
+    world.unknown_stages.add("gone")
+    outcomes = await issue_batch(issuer, items, LoopSlices(), "backend")
+    issued = [outcome for outcome in outcomes if isinstance(outcome, IssuedToken)]
+    assert len(issued) == 3
+    assert {row.token_id for row in world.rows} == {token.participant_id for token in issued}
+
+
+async def test_bans_hold_in_batches_item_by_item(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
+    world.banned_users.add("eve")
+    world.during_record = lambda: world.banned_users.add("mallory")
+    items = [ask(user_id="eve"), ask(user_id="ana"), ask(user_id="mallory")]
+    eve, ana, mallory = await issue_batch(issuer, items, LoopSlices(), "backend")
+    assert isinstance(eve, BannedError)
+    assert isinstance(ana, IssuedToken)
+    assert isinstance(mallory, BannedError)
+
+
+async def test_a_ledger_that_refuses_fails_the_batch_whole(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.ledger_error = LedgerBusyError("full", retry_after=1.0)
+    with pytest.raises(LedgerBusyError):
+        await issue_batch(issuer, [ask(), ask()], LoopSlices(), "backend")

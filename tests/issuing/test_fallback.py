@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,6 +24,7 @@ from tokensvc.issuing.breaker import BreakerLimits, BreakerState
 from tokensvc.issuing.fallback import Fallback
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.ivs.gateway import IvsToken
+from tokensvc.ledger import Claim, LedgerRow
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
@@ -214,6 +215,9 @@ class NoKey:
     def signing_key(self, region: str) -> object:
         raise NoSigningKeyError("no key")
 
+    async def record(self, rows: Sequence[LedgerRow], claim: Claim | None = None) -> None:
+        return None
+
     async def get(self, stage: StageArn) -> StageEndpoints:
         raise AssertionError("no endpoints are needed where nothing is signed here")
 
@@ -225,6 +229,8 @@ def issuer_over() -> Callable[[Fallback], TokenIssuer]:
             view=NoKey,  # type: ignore[arg-type]
             endpoints=NoKey(),
             gateway=fallback,
+            ledger=NoKey(),
+            admit=lambda **_: None,
             clock=lambda: 1_780_000_000.0,
             iat_backdate=5,
         )
@@ -238,7 +244,7 @@ async def test_a_request_that_insists_on_a_local_key_never_falls_back(
     ivs = Ivs()
     issuer = issuer_over(ivs.fallback())
     with pytest.raises(NoSigningKeyError):
-        await issuer.issue(TokenRequest(HERE.stage, issuer="local"))
+        await issuer.issue(TokenRequest(HERE.stage, issuer="local"), "backend")
     assert ivs.calls.total() == 0
-    marked = await issuer.issue(HERE)
+    marked = await issuer.issue(HERE, "backend")
     assert (marked.issuer, marked.exchangeable, marked.key_arn) == ("ivs", False, None)

@@ -85,7 +85,7 @@ def list_(as_json: bool) -> None:
                 (
                     caller.caller_id,
                     caller.name,
-                    _state(caller, now),
+                    caller.state(now),
                     " ".join(sorted(caller.scopes)),
                     moment(caller.created_at),
                     moment(caller.expires_at),
@@ -148,21 +148,12 @@ def _as_row(caller: Caller, now: float) -> dict[str, object]:
     return {
         "callerId": caller.caller_id,
         "name": caller.name,
-        "state": _state(caller, now),
+        "state": caller.state(now),
         "scopes": sorted(caller.scopes),
         "createdAt": caller.created_at,
         "expiresAt": caller.expires_at,
         "revokedAt": caller.revoked_at,
     }
-
-
-def _state(caller: Caller, now: float) -> str:
-    if caller.revoked_at is not None:
-        return "revoked"
-    if not caller.is_active(now):
-        return "expired"
-    # Two secrets: the old one still works beside the new one.
-    return "changing over" if len(caller.valid_secrets(now)) > 1 else "active"
 
 
 def _print_new_key(caller: Caller, api_key: str, as_json: bool) -> None:

@@ -12,13 +12,15 @@ import click
 from tokensvc.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from tokensvc.issuing.issuer import IssuedToken
+    from tokensvc.issuing.issued import IssuedToken
     from tokensvc.settings import Settings
     from tokensvc.tokens.inspect import Inspection
 
 __all__ = ["token"]
 
 REFUSED: Final = 1
+COMMAND_LINE: Final = "command-line"
+"""Who is said to have asked for a token that no caller asked for; no caller id looks like this."""
 
 
 @click.group()
@@ -121,7 +123,7 @@ async def _mint(settings: Settings, fields: dict[str, object]) -> IssuedToken:
         max_duration=settings.max_duration,
     )
     async with open_parts(settings, time.time) as parts:
-        return await parts.issuer.issue(request)
+        return await parts.issuer.issue(request, COMMAND_LINE)
 
 
 async def _inspect(settings: Settings, text: str, against: str) -> Inspection:

@@ -34,9 +34,12 @@ from tokensvc.keyring import (
     SqlRingStore,
     load_master_key,
 )
+from tokensvc.ledger import Ledger, LedgerWriter
+from tokensvc.ledger.writer import Durability
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend
 from tokensvc.store import ensure_current, open_engine
+from tokensvc.store.transactions import open_transactions
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
 
@@ -52,6 +55,8 @@ class Parts:
     regions: tuple[str, ...]
     clock: Callable[[], float]
     engine: AsyncEngine
+    ledger: Ledger
+    writer: LedgerWriter
     rings: SqlRingStore
     gateway: IvsGateway
     manager: RingManager
@@ -104,13 +109,21 @@ async def open_parts(
             own = open_gateway(settings, drift)
             closing.push_async_callback(_close, "ivs", own.aclose)
             gateway = own
+        ledger = Ledger(engine)
+        transactions = open_transactions(engine)
+        closing.push_async_callback(_close, "store writer", transactions.aclose)
+        writer = LedgerWriter(
+            transactions, clock=clock, durability=cast("Durability", settings.ledger)
+        )
+        writer.start()
+        closing.push_async_callback(_close, "ledger", writer.aclose)
         rings = SqlRingStore(engine, settings.ring_id, clock)
         manager = RingManager(
             store=rings,
             sealer=sealer,
             gateway=gateway,
             policy=policy,
-            drain=None,
+            drain=ledger,
             clock=clock,
             clock_off=lambda region: _clock_off(drift, region),
             sleep=sleep,
@@ -132,6 +145,8 @@ async def open_parts(
             regions=regions,
             clock=clock,
             engine=engine,
+            ledger=ledger,
+            writer=writer,
             rings=rings,
             gateway=gateway,
             manager=manager,
@@ -141,6 +156,8 @@ async def open_parts(
                 view=ring.view,
                 endpoints=stages,
                 gateway=gateway,
+                ledger=writer,
+                admit=_everybody,
                 clock=clock,
                 iat_backdate=settings.iat_backdate,
             ),
@@ -153,13 +170,18 @@ def rotation_policy(settings: Settings) -> RotationPolicy:
     return RotationPolicy(
         period=settings.rotation_period,
         longest_participant_ttl=settings.max_duration * 60.0,
+        longest_connection_ttl=settings.max_connection_duration * 60.0,
         skew=settings.clock_skew,
         standby_min_age=settings.standby_min_age,
         view_max_age=settings.ring_max_age,
         overdue_after=settings.rotation_overdue,
-        # No ledger is asked here yet: a key stays as long as its longest token could live.
-        ledger_complete=False,
+        # Where rows may be lost, a key stays as long as its longest token could live.
+        ledger_complete=settings.ledger == "durable",
     )
+
+
+def _everybody(*, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
+    del stage_arn, user_id, participant_id
 
 
 def _clock_off(drift: ClockDrift, region: str) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tokensvc.http.problems import Problem
-from tokensvc.issuing.issuer import IssuedToken
+from tokensvc.issuing.issued import IssuedToken
 from tokensvc.tokens.limits import (
     CAPABILITIES,
     DEFAULT_DURATION_MINUTES,

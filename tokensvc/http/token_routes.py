@@ -36,7 +36,7 @@ from tokensvc.http.structs import (
     RefusedItem,
 )
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, issue_batch
-from tokensvc.issuing.issuer import IssuedToken
+from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.validate import parse_defaults, parse_token_request
 
@@ -65,13 +65,13 @@ _encode = msgspec.json.Encoder().encode
 async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Issue a token for one participant of a stage."""
     service = service_of(request)
-    authorize(request, service, "tokens:mint")
+    facts = authorize(request, service, "tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
     wanted = parse_token_request(
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
     started = perf_counter()
-    issued = await service.issuer.issue(wanted)
+    issued = await service.issuer.issue(wanted, facts.caller_id)
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
     return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
@@ -100,7 +100,7 @@ async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
     batch = service.cut_batch(await read_json_body(request, service.max_batch_body_bytes))
     slices = service.new_slices()
     items = await _parse_items(batch, service, slices)
-    outcomes = await issue_batch(service.issuer, items, slices)
+    outcomes = await issue_batch(service.issuer, items, slices, facts.caller_id)
     body = await _encode_outcomes(items, outcomes, service, facts.request_id, slices)
     return ASGIResponse(body=body, status_code=200, media_type=_JSON)
 

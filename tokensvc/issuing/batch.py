@@ -1,20 +1,22 @@
 """Issues many tokens at once; each item gets its own answer, in the order asked.
 
 Stages are looked up first, each once and several at a time; then everything that a local key signs is
-signed in slices; what must go to IVS follows, several calls at a time. A bad item spoils only itself:
-whatever goes wrong with it, foreseen or not, becomes that item's error.
+signed in slices; what must go to IVS follows, several calls at a time; then one commit records all of
+it. A bad item spoils only itself: whatever goes wrong with it, foreseen or not, becomes that item's
+error. Only a ledger that does not take the rows fails the batch as a whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar, cast
 
 import structlog
 
 from tokensvc.errors import TokenServiceError
-from tokensvc.issuing.issuer import IssuedToken, TokenIssuer
+from tokensvc.issuing.issued import Draft, IssuedToken
+from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -33,25 +35,34 @@ T = TypeVar("T")
 
 
 async def issue_batch(
-    issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices
+    issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices, caller_id: str | None
 ) -> list[BatchOutcome]:
-    """Answer every item with its token or its error; raises only on cancellation.
+    """Answer every item with its token or its error.
 
-    An item that is an error already (a request that did not parse) keeps it.
+    An item that is an error already (a request that did not parse) keeps it. Raises LedgerBusyError
+    and StoreUnavailableError; then nothing was issued.
     """
-    batch = _Batch(issuer, items, slices)
+    batch = _Batch(issuer, items, slices, caller_id)
     await batch.look_up_stages()
     await batch.sign_local()
     await batch.ask_ivs()
-    return batch.outcomes()
+    await batch.record()
+    return await batch.outcomes()
 
 
 class _Batch:
-    def __init__(self, issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices) -> None:
+    def __init__(
+        self,
+        issuer: TokenIssuer,
+        items: Sequence[BatchItem],
+        slices: LoopSlices,
+        caller_id: str | None,
+    ) -> None:
         self._issuer = issuer
         self._items = items
         self._slices = slices
-        self._done: dict[int, BatchOutcome] = {}
+        self._caller_id = caller_id
+        self._done: dict[int, Draft | TokenServiceError] = {}
         self._stages: dict[StageArn, StageEndpoints | TokenServiceError] = {}
         self._for_ivs: list[tuple[int, TokenRequest]] = []
 
@@ -63,6 +74,7 @@ class _Batch:
                 self._done[index] = item
                 continue
             try:
+                self._issuer.admit(item)
                 local = self._issuer.signs(item)
             except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
                 self._done[index] = _as_answer(fault, index)
@@ -93,7 +105,7 @@ class _Batch:
             try:
                 # Asked again, since the key may have gone while stages were looked up.
                 if self._issuer.signs(item):
-                    self._done[index] = self._issuer.sign(item, endpoints)
+                    self._done[index] = self._issuer.sign(item, endpoints, self._caller_id)
                 else:
                     self._for_ivs.append((index, item))
             except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
@@ -105,12 +117,29 @@ class _Batch:
     async def _ask(self, indexed: tuple[int, TokenRequest]) -> None:
         index, request = indexed
         try:
-            self._done[index] = await self._issuer.ask_ivs(request)
+            self._done[index] = await self._issuer.ask_ivs(request, self._caller_id)
         except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
             self._done[index] = _as_answer(fault, index)
 
-    def outcomes(self) -> list[BatchOutcome]:
-        return [self._done[index] for index in range(len(self._items))]
+    async def record(self) -> None:
+        drafts = [draft for draft in self._done.values() if isinstance(draft, Draft)]
+        if drafts:
+            await self._issuer.record(drafts)
+
+    async def outcomes(self) -> list[BatchOutcome]:
+        return [await self._outcome(index, item) for index, item in enumerate(self._items)]
+
+    async def _outcome(self, index: int, item: BatchItem) -> BatchOutcome:
+        done = self._done[index]
+        if isinstance(done, TokenServiceError):
+            return done
+        await self._slices.breathe()
+        try:
+            # Asked again, since a ban may have been answered while the rows were committed.
+            self._issuer.admit(cast("TokenRequest", item), done.token.participant_id)
+        except TokenServiceError as refusal:
+            return refusal
+        return done.token
 
 
 def _as_answer(fault: Exception, index: int | None) -> TokenServiceError:

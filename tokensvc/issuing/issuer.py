@@ -1,29 +1,32 @@
-"""Issues one participant token: signed here, or by IVS where the caller allows it.
+"""Issues one participant token end to end: admitted, signed, recorded, and only then handed out.
 
 A local token needs a signing key of the stage's Region and the stage's endpoints. Where the Region has
 no key that may sign, a request with `issuer: auto` goes to CreateParticipantToken and its answer says
 so: `issuer` is `ivs`, there is no `keyArn`, and the token can never be exchanged (IVS guide, "Token
 Exchange"). No other failure falls back: a stage that does not exist does not exist there either, and
 an error that is hidden behind a slow path is found late.
+
+Whoever made a token, mint, batch, replay and exchange go through the same `admit`, once before any
+work and once more when the ledger has the row: a ban that was answered meanwhile still holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import msgspec
-
-from tokensvc.errors import NoSigningKeyError
+from tokensvc.errors import FieldError, InvalidRequestError, NoSigningKeyError
+from tokensvc.issuing.issued import Draft, Identity, IssuedToken, made_by_ivs, signed_here
 from tokensvc.ivs.gateway import IvsToken
+from tokensvc.ledger.idempotency import Claim
+from tokensvc.ledger.row import LedgerRow
 from tokensvc.signing.signing_key import SigningKey
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 from tokensvc.tokens.ids import new_participant_id
 from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
-__all__ = ["IssuedToken", "StageLookup", "TokenIssuer", "TokenSource", "View"]
+__all__ = ["Admit", "Recorder", "StageLookup", "TokenIssuer", "TokenSource", "View"]
 
 
 class View(Protocol):
@@ -31,6 +34,10 @@ class View(Protocol):
 
     def signing_key(self, region: str) -> SigningKey:
         """Return the key that signs in `region`; raises NoSigningKeyError."""
+        ...
+
+    def longest_ttl(self, region: str) -> float:
+        """Return how long, in seconds, a token of that key may live."""
         ...
 
 
@@ -50,28 +57,20 @@ class TokenSource(Protocol):
         ...
 
 
-class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_defaults=True):
-    """A token and what its caller needs to know of it; encodes to the body of a 201.
+class Recorder(Protocol):
+    """The ledger, as far as handing out needs it."""
 
-    `duration` is in minutes; `expiration_time` is the token's `exp`.
-    """
+    async def record(self, rows: Sequence[LedgerRow], claim: Claim | None = None) -> str | None:
+        """Record `rows`, or return what another request has answered under the same claim."""
+        ...
 
-    token: str
-    participant_id: str
-    user_id: str | None
-    attributes: dict[str, str]
-    capabilities: tuple[str, ...]
-    duration: int
-    expiration_time: datetime
-    issuer: Literal["local", "ivs"]
-    key_arn: str | None
-    exchangeable: bool
 
-    def __repr__(self) -> str:
-        return f"<IssuedToken {self.participant_id} issuer={self.issuer}>"
+class Admit(Protocol):
+    """Who may be issued a token."""
 
-    def __rich_repr__(self) -> list[tuple[str, str]]:
-        return [("participant_id", self.participant_id), ("issuer", self.issuer)]
+    def __call__(self, *, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
+        """Return where a token may be issued; raises BannedError."""
+        ...
 
 
 class TokenIssuer:
@@ -87,6 +86,8 @@ class TokenIssuer:
         view: Callable[[], View],
         endpoints: StageLookup,
         gateway: TokenSource,
+        ledger: Recorder,
+        admit: Admit,
         clock: Callable[[], float],
         iat_backdate: int,
         new_id: Callable[[], str] = new_participant_id,
@@ -94,81 +95,103 @@ class TokenIssuer:
         self._view = view
         self._endpoints = endpoints
         self._gateway = gateway
+        self._ledger = ledger
+        self._admit = admit
         self._clock = clock
         self._iat_backdate = iat_backdate
         self._new_id = new_id
 
-    async def issue(self, request: TokenRequest) -> IssuedToken:
-        """Issue one token.
+    async def issue(self, request: TokenRequest, caller_id: str | None) -> IssuedToken:
+        """Issue one token and record it for `caller_id`.
 
-        Raises NoSigningKeyError (only where the request says `local`), StageNotFoundError, and the
-        other IvsError classes for what AWS answers.
+        Raises BannedError, NoSigningKeyError (only where the request says `local`),
+        StageNotFoundError, the other IvsError classes for what AWS answers, and LedgerBusyError or
+        StoreUnavailableError where the ledger does not take the row.
         """
+        draft = await self.draft(request, caller_id)
+        await self.record([draft])
+        self.admit(request, draft.token.participant_id)
+        return draft.token
+
+    async def draft(self, request: TokenRequest, caller_id: str | None) -> Draft:
+        """Make the token of one request; raises as `issue` does, the ledger apart."""
+        self.admit(request)
         if self.signs(request):
             endpoints = await self._endpoints.get(request.stage)
             # The key may have gone while IVS was asked, so it is looked up again.
             if self.signs(request):
-                return self.sign(request, endpoints)
-        return await self.ask_ivs(request)
+                return self.sign(request, endpoints, caller_id)
+        return await self.ask_ivs(request, caller_id)
+
+    def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
+        """Refuse a request that must not be answered; raises BannedError."""
+        self._admit(
+            stage_arn=str(request.stage), user_id=request.user_id, participant_id=participant_id
+        )
 
     def signs(self, request: TokenRequest) -> bool:
         """Tell whether a local key signs this request; False sends it to IVS.
 
-        Raises NoSigningKeyError where no key may sign and the request does not allow IVS.
+        Raises NoSigningKeyError where no key may sign and the request does not allow IVS, and
+        InvalidRequestError for a token that would outlive the key.
         """
         if request.issuer == "ivs":
             return False
+        view = self._view()
         try:
-            self._view().signing_key(request.stage.region)
+            view.signing_key(request.stage.region)
         except NoSigningKeyError:
             if request.issuer == "local":
                 raise
             return False
+        longest = view.longest_ttl(request.stage.region)
+        if request.duration * 60 > longest:
+            raise _outlives_key(longest)
         return True
 
     async def stage_endpoints(self, stage: StageArn) -> StageEndpoints:
         """Return a stage's endpoints; raises StageNotFoundError or another IvsError."""
         return await self._endpoints.get(stage)
 
-    def sign(self, request: TokenRequest, endpoints: StageEndpoints) -> IssuedToken:
-        """Sign a token now; raises NoSigningKeyError.
+    def sign(
+        self,
+        request: TokenRequest,
+        endpoints: StageEndpoints,
+        caller_id: str | None,
+        identity: Identity | None = None,
+    ) -> Draft:
+        """Sign a token now, for a new participant or for `identity`; raises NoSigningKeyError.
 
-        `exp` is exactly `duration` from now. `iat` is set back for slow clocks, though never so far
-        that the two are more than 14 days apart, which IVS refuses.
+        A new `exp` is exactly `duration` from now. `iat` is set back for slow clocks, though never so
+        far that the two are more than 14 days apart, which IVS refuses.
         """
         key = self._view().signing_key(request.stage.region)
+        return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
+
+    def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:
+        """Return the identity of a token signed now, of a new participant unless one is given."""
         now = int(self._clock())
         exp = now + request.duration * 60
         iat = max(now - self._iat_backdate, exp - MAX_PARTICIPANT_TTL_SECONDS)
-        participant_id = self._new_id()
-        claims = participant_claims(
-            request, endpoints, participant_id=participant_id, iat=iat, exp=exp
-        )
-        return IssuedToken(
-            token=key.mint(claims),
-            participant_id=participant_id,
-            user_id=request.user_id,
-            attributes=dict(request.attributes),
-            capabilities=request.capabilities,
-            duration=request.duration,
-            expiration_time=datetime.fromtimestamp(exp, UTC),
-            issuer="local",
-            key_arn=key.arn,
-            exchangeable=True,
-        )
+        return Identity(participant_id or self._new_id(), iat, exp)
 
-    async def ask_ivs(self, request: TokenRequest) -> IssuedToken:
-        """Let IVS issue the token (CreateParticipantToken); raises IvsError."""
+    async def ask_ivs(self, request: TokenRequest, caller_id: str | None) -> Draft:
+        """Let IVS make the token (CreateParticipantToken); raises IvsError."""
         made = await self._gateway.create_participant_token(request)
-        return IssuedToken(
-            token=made.token,
-            participant_id=made.participant_id,
-            user_id=made.user_id,
-            attributes=dict(made.attributes),
-            capabilities=made.capabilities,
-            duration=made.duration,
-            expiration_time=datetime.fromtimestamp(made.expiration_time, UTC),
-            issuer="ivs",
-            key_arn=None,
-            exchangeable=False,
-        )
+        return made_by_ivs(request, made, int(self._clock()), caller_id)
+
+    async def record(self, drafts: Sequence[Draft], claim: Claim | None = None) -> str | None:
+        """Record drafts before they are handed out; see `LedgerWriter.record`."""
+        return await self._ledger.record([draft.row for draft in drafts], claim)
+
+
+def _outlives_key(longest: float) -> InvalidRequestError:
+    minutes = int(longest // 60)
+    detail = (
+        f"is longer than the {minutes} minutes for which the Region's current key is kept;"
+        " TOKENSVC_MAX_DURATION was raised after that key began to sign, and counts from the next"
+        " rotation on"
+    )
+    return InvalidRequestError(
+        f"duration: {detail}", errors=(FieldError("duration", "outlives_key", detail, minutes),)
+    )

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_DURATION_MINUTES",
     "MAX_ARN_CHARS",
     "MAX_ATTRIBUTES_BYTES",
+    "MAX_CONNECTION_DURATION_MINUTES",
     "MAX_CONNECTION_TTL_SECONDS",
     "MAX_DURATION_MINUTES",
     "MAX_ENDPOINT_CHARS",
@@ -43,6 +44,9 @@ MIN_DURATION_MINUTES: Final = 1
 DEFAULT_DURATION_MINUTES: Final = 720
 MAX_DURATION_MINUTES: Final = 20_160
 """14 days, in minutes [M]."""
+
+MAX_CONNECTION_DURATION_MINUTES: Final = 40_320
+"""28 days, in minutes [D]."""
 
 MAX_PARTICIPANT_TTL_SECONDS: Final = 1_209_600
 """`exp` is at most this far behind `iat` in a participant token: 14 days [D]."""
