@@ -86,11 +86,13 @@ async def test_expiry_needs_no_refresh(clock):
     assert refusal(known, bearer(ana_key)).context["reason"] == "caller_expired"
 
 
-async def test_two_secrets_are_good_until_the_old_one_ends(clock):
+@pytest.mark.parametrize("ending_first", [True, False])
+async def test_two_secrets_are_good_until_the_old_one_ends(clock, ending_first):
     ana, old_key = make_caller()
     new_key = ApiKey.new(ana.caller_id)
     old = dataclasses.replace(ana.secrets[0], expires_at=NOW + 60)
-    ana = dataclasses.replace(ana, secrets=(old, CallerSecret(new_key.secret_sha256, NOW)))
+    held = (old, CallerSecret(new_key.secret_sha256, NOW))
+    ana = dataclasses.replace(ana, secrets=held if ending_first else held[::-1])
     known = await read(clock, ana)
     assert known.authenticate(bearer(old_key)) == known.authenticate(bearer(new_key))
     clock.now = NOW + 60
