@@ -582,3 +582,17 @@ def test_a_ledger_that_is_promised_must_be_there(world: World) -> None:
 
 def test_arns_of_the_model_are_arns() -> None:
     assert PublicKeyArn.parse(arn("n0001")).region == REGION
+
+
+async def test_an_active_key_that_fails_its_self_check_is_replaced(world: World) -> None:
+    manager = await world.settled()
+    bad, standby = world.active, world.standby
+    held = world.ivs.keys[bad.arn]
+    world.ivs.keys[bad.arn] = dataclasses.replace(
+        held, public_key_pem=public_key_pem(generate_private_key())
+    )
+    world.clock.now += 900
+    status = await manager.tick(REGION)
+    assert world.active.key_id == standby.key_id
+    assert [problem.code for problem in status.problems] == ["key_mismatch"]
+    assert (await manager.load_view()).signing_key(REGION).key_id == standby.key_id

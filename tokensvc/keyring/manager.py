@@ -56,6 +56,8 @@ __all__ = ["RingManager"]
 # From an empty ring to one with a standby takes eight steps; the rest is for meeting others.
 _MAX_STEPS: Final = 24
 _MAX_CONFLICTS: Final = 8
+# Between two comparisons of the ACTIVE key with what IVS holds; that it is there is seen at each tick.
+_VERIFY_SECONDS: Final = 900.0
 
 _log = structlog.get_logger(__name__)
 
@@ -110,6 +112,8 @@ class RingManager:
             clock=clock,
         )
         self._barred: dict[str, str] = {}
+        self._unfit: set[str] = set()
+        self._verified_at: dict[str, float] = {}
         self._status: dict[str, RegionStatus] = {}
 
     @property
@@ -301,9 +305,13 @@ class RingManager:
         while len(taken) + len(failed) + conflicts < _MAX_STEPS:
             ring, facts = await walk.look()
             self._bar(ring, facts.gone)
+            facts = replace(facts, unfit=frozenset(self._unfit))
             steps = plan(ring, self._policy, facts, self._clock(), wish)
             step = next(step for step in steps if _name(step) not in failed)
             if isinstance(step, Wait):
+                if ring.active is not None and self._verify_due(ring.active, failed):
+                    await self._verify_or_note(ring.active, failed)
+                    continue
                 return replace(
                     status,
                     next_step=step.reason,
@@ -323,6 +331,17 @@ class RingManager:
             except TokenServiceError as error:
                 failed[_name(step)] = _problem(_name(step), error)
         raise self._keeps_changing(status.region)
+
+    def _verify_due(self, key: KeyRecord, failed: dict[str, Problem]) -> bool:
+        age = self._clock() - self._verified_at.get(key.key_id, float("-inf"))
+        due = not 0.0 <= age < _VERIFY_SECONDS
+        return due and key.key_id not in self._barred and f"Verify {key.key_id}" not in failed
+
+    async def _verify_or_note(self, key: KeyRecord, failed: dict[str, Problem]) -> None:
+        try:
+            await self._verify(key)
+        except TokenServiceError as error:
+            failed[f"Verify {key.key_id}"] = _problem(f"Verify {key.key_id}", error)
 
     def _overdue(self, ring: RingState) -> float:
         active = ring.active
@@ -344,8 +363,11 @@ class RingManager:
             self_check(signing_key, imported.public_key_pem)
         except KeyMismatchError as error:
             self._barred[key.key_id] = error.detail
+            self._unfit.add(key.key_id)
             raise
         self._barred.pop(key.key_id, None)
+        self._unfit.discard(key.key_id)
+        self._verified_at[key.key_id] = self._clock()
 
     async def _open_standbys(self, rings: tuple[RingState, ...]) -> None:
         kept: set[str] = set()
@@ -357,6 +379,10 @@ class RingManager:
                 except TokenServiceError as error:
                     _log.warning("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
         self._opener.keep_only(kept)
+        # What is not in the ring any longer needs no remembering.
+        self._verified_at = {k: at for k, at in self._verified_at.items() if k in kept}
+        self._barred = {k: why for k, why in self._barred.items() if k in kept}
+        self._unfit &= kept
 
     def _note(self, status: RegionStatus) -> None:
         before = self._status.get(status.region)

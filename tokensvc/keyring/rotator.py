@@ -162,13 +162,14 @@ class Facts:
 
     `gone` are ids of keys that IVS was found not to hold; `latest_expiry` what the ledger says of
     RETIRING keys (a key that is not in it was not asked about, and is not drained); `clock_off` by
-    how many seconds our clock is off AWS's for certain.
+    how many seconds our clock is off AWS's for certain; `unfit` ids of keys that failed a self-check.
     """
 
     holdings: Holdings
     gone: frozenset[str] = frozenset()
     latest_expiry: Mapping[str, float | None] = field(default_factory=dict)
     clock_off: float = 0.0
+    unfit: frozenset[str] = frozenset()
 
 
 def plan(
@@ -248,15 +249,19 @@ class _Plan:
             return
         if active.longest_ttl is not None and active.longest_ttl < self.policy.longest_ttl:
             yield Extend(active)
-        if self._due(active) <= self.now and (self._clock_is_right() or self._wished(active)):
+        if active.key_id in self.facts.unfit:
+            # It may not sign now, so whatever is checked is better.
+            if (successor := self._successor()) is not None:
+                yield Rotate(active, successor)
+        elif self._due(active) <= self.now and (self._clock_is_right() or self._wished(active)):
             ready = [key for key in self.standbys if self._ready_at(key, active) <= self.now]
             if ready:
                 yield Rotate(active, ready[0])
 
     def _successor(self) -> KeyRecord | None:
         # Where no key signs, a young standby is better than none.
-        checked = (key for key in self.standbys if key.checked_at is not None)
-        return next(checked, None)
+        fit = (key for key in self.standbys if key.key_id not in self.facts.unfit)
+        return next((key for key in fit if key.checked_at is not None), None)
 
     def _due(self, active: KeyRecord) -> float:
         if self._wished(active):
@@ -303,6 +308,8 @@ class _Plan:
             )
         if active is None:
             reasons.append("no key is ACTIVE")
+        elif active.key_id in self.facts.unfit:
+            reasons.append(f"key {active.key_id} failed its self-check and nothing can replace it")
         elif self._due(active) > self.now:
             times.append(self._due(active))
         elif self._clock_is_right() or self._wished(active):
