@@ -31,7 +31,7 @@ REGION = "eu-central-1"
 NOW = 1_780_000_000.75
 
 
-@dataclass
+@dataclass(repr=False)
 class World:
     """What an issuer sees; tests change it."""
 
