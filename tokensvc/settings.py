@@ -220,9 +220,9 @@ class Settings:
         unit="seconds",
     )
     caller_refresh: float = _setting(
-        "How often callers (API keys) are read from the store.",
+        "How often callers (API keys) are read from the store; a change is seen this much later.",
         _number(0.1, 60),
-        1.0,
+        0.5,
         unit="seconds",
     )
     ring_refresh: float = _setting(
