@@ -16,14 +16,18 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 import boto3
 import httpx
+import pytest
 import uvicorn
 from botocore.config import Config
+from botocore.exceptions import ClientError
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tokensvc.emulator.app import create_app
 from tokensvc.emulator.config import EmulatorConfig
@@ -31,7 +35,7 @@ from tokensvc.emulator.server import server_config
 from tokensvc.emulator.sessions import Sessions
 from tokensvc.emulator.world import World
 
-__all__ = ["RunningEmulator", "boto_client"]
+__all__ = ["RunningEmulator", "boto_client", "public_pem", "refused"]
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 20.0
@@ -56,10 +60,10 @@ class RunningEmulator:
         self.config = EmulatorConfig(port=self.port, **settings)
         self.url = f"http://127.0.0.1:{self.port}"
         self.events_url = self.config.events_url
-        app = create_app(self.config, clock, sleep)
-        self.world: World = app.state.world
-        self.sessions: Sessions = app.state.sessions
-        self._server = uvicorn.Server(server_config(self.config, app))
+        self.app = create_app(self.config, clock, sleep)
+        self.world: World = self.app.state.world
+        self.sessions: Sessions = self.app.state.sessions
+        self._server = uvicorn.Server(server_config(self.config, self.app))
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
@@ -93,8 +97,12 @@ class RunningEmulator:
         async def call() -> _Value:
             return function()
 
+        return self.run_async(call)
+
+    def run_async(self, function: Callable[[], Coroutine[Any, Any, _Value]]) -> _Value:
+        """Run a coroutine on the emulator's event loop and return what it returns."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(function(), self._loop).result(timeout=10)
 
     def client(self, region: str = "eu-central-1", **config: Any) -> Any:
         """Return a boto3 client that makes one attempt; it is closed with the emulator."""
@@ -161,3 +169,19 @@ def _session() -> boto3.session.Session:
 
 
 _session_lock = threading.Lock()
+
+
+def public_pem(curve: type[ec.EllipticCurve] = ec.SECP384R1) -> str:
+    """Return the PEM of a new public key."""
+    key = ec.generate_private_key(curve()).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def refused(call: Callable[..., Any], status: int, code: str, **request: Any) -> ClientError:
+    """Make a boto3 call that must end with this status and error code; return the error."""
+    with pytest.raises(ClientError) as raised:
+        call(**request)
+    answer = raised.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == status
+    assert answer["Error"]["Code"] == code
+    return raised.value

@@ -8,14 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from tests.emulator.api_model import ModelJudge
-from tests.emulator.support import RunningEmulator
+from tests.emulator.support import RunningEmulator, public_pem, refused
 
 REQUIRED_OPERATIONS = {
     "CreateStage",
@@ -92,11 +90,6 @@ class World:
 
     def leave(self) -> None:
         self._open.close()
-
-
-def public_pem(curve: type[ec.EllipticCurve] = ec.SECP384R1) -> str:
-    key = ec.generate_private_key(curve()).public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 @pytest.fixture(scope="module")
@@ -368,15 +361,6 @@ def list_tags_for_resource(world: World) -> None:
         "ResourceNotFoundException",
         resourceArn=arn[:-12] + "000000000000",
     )
-
-
-def refused(call: Callable[..., Any], status: int, code: str, **request: Any) -> ClientError:
-    with pytest.raises(ClientError) as raised:
-        call(**request)
-    answer = raised.value.response
-    assert answer["ResponseMetadata"]["HTTPStatusCode"] == status
-    assert answer["Error"]["Code"] == code
-    return raised.value
 
 
 EXERCISES: dict[str, Callable[[World], None]] = {

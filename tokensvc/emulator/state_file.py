@@ -94,6 +94,7 @@ class StateKeeper:
         self._changes = 0
         self._saved = 0
         self._changed = asyncio.Event()
+        self._following = False
 
     def changed(self) -> None:
         """Note that the state has changed."""
@@ -114,16 +115,17 @@ class StateKeeper:
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Save changes for which nobody waits, such as those of the events socket; save at the end."""
+        self._following = True
         follower = asyncio.create_task(self._follow())
         try:
             yield
         finally:
-            follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
-            await self._try_to_save()
+            self._following = False
+            self._changed.set()
+            await follower
 
     async def _follow(self) -> None:
-        while True:
+        while self._following:
             await self._changed.wait()
             self._changed.clear()
             await self._try_to_save()
