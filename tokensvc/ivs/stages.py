@@ -11,6 +11,9 @@ IVS allows them to be kept for 14 days (IVS guide, "Distribute Tokens"). An entr
 A stage that IVS does not know is remembered too, for seconds, apart from the others so that made-up
 ARNs push nothing out. There is at most one call under way for a stage; it belongs to nobody, so it
 goes on when the request that caused it is cancelled.
+
+With an `EndpointStore` the cache outlives the process: a service that starts while IVS is down still
+mints for the stages it knew.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from tokensvc.errors import (
     StageNotFoundError,
     TokenServiceError,
 )
+from tokensvc.ivs.endpoint_store import EndpointSaver, EndpointStore, KnownStage
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints
@@ -74,8 +78,9 @@ class StageEndpointCache:
         max_entries: int = 10_000,
         max_flights: int = 32,
         jitter: Callable[[], float] = random.random,
+        store: EndpointStore | None = None,
     ) -> None:
-        """Make an empty cache.
+        """Make an empty cache; `restore` fills it from `store`.
 
         `max_entries` bounds the stages that are known, the least recently used one leaves first, and
         also those known not to exist. `max_flights` bounds the calls under way. `clock` gives Unix
@@ -106,11 +111,38 @@ class StageEndpointCache:
         self._entries: OrderedDict[StageArn, _Entry] = OrderedDict()
         self._unknown_since: OrderedDict[StageArn, float] = OrderedDict()
         self._flights: dict[StageArn, asyncio.Task[StageEndpoints]] = {}
+        self._store = store
+        self._saver = None if store is None else EndpointSaver(store, max_entries)
         self._closed = False
 
     def __len__(self) -> int:
         """Return how many stages' endpoints are held."""
         return len(self._entries)
+
+    async def restore(self) -> int:
+        """Fill the cache from the store, at start; return how many stages it then holds.
+
+        What is 14 days old stays out, and so does what claims to come from the future. A store that
+        fails is a warning in the log.
+        """
+        if self._store is None:
+            return 0
+        now = self._clock()
+        try:
+            found = await self._store.load(
+                since=now - HARD_LIMIT_SECONDS, limit=self._max_entries - len(self._entries)
+            )
+        except TokenServiceError as error:
+            _log.warning("stage_endpoints_not_restored", code=error.code, fault=error.context)
+            return len(self)
+        # The latest come first, and must be the last to leave.
+        for known in reversed(found):
+            if (
+                0 <= now - known.fetched_at < HARD_LIMIT_SECONDS
+                and known.stage not in self._entries
+            ):
+                self._enter(known)
+        return len(self)
 
     def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
         """Return the endpoints if they are fresh at `now` (Unix seconds), else None: then `get`."""
@@ -150,12 +182,17 @@ class StageEndpointCache:
         return max((age for age in ages if age < HARD_LIMIT_SECONDS), default=0.0)
 
     async def aclose(self) -> None:
-        """Cancel the calls under way; whoever waits for one gets IvsUnavailableError."""
+        """Cancel the calls under way; whoever waits for one gets IvsUnavailableError.
+
+        Then save what is not saved yet.
+        """
         self._closed = True
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
+        if self._saver is not None:
+            await self._saver.aclose()
 
     async def _join_flight(self, stage: StageArn) -> StageEndpoints:
         flight = self._flights.get(stage)
@@ -219,16 +256,26 @@ class StageEndpointCache:
         if known is not None and known.endpoints != endpoints:
             _log.warning("stage_endpoints_changed", stage_arn=str(stage))
         self._unknown_since.pop(stage, None)
+        fetched = KnownStage(stage, endpoints, asked_at)
+        self._enter(fetched)
+        if self._saver is not None:
+            self._saver.note(stage, fetched)
+
+    def _enter(self, known: KnownStage) -> None:
         lifetime = min(self._ttl * (1 + _SPREAD * self._jitter()), HARD_LIMIT_SECONDS)
-        fresh_until = asked_at + lifetime
-        self._entries[stage] = _Entry(endpoints, asked_at, fresh_until, fresh_until)
-        self._entries.move_to_end(stage)
+        fresh_until = known.fetched_at + lifetime
+        self._entries[known.stage] = _Entry(
+            known.endpoints, known.fetched_at, fresh_until, fresh_until
+        )
+        self._entries.move_to_end(known.stage)
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
     def _forget(self, stage: StageArn) -> None:
         if self._entries.pop(stage, None) is not None:
             _log.warning("stage_gone", stage_arn=str(stage))
+            if self._saver is not None:
+                self._saver.note(stage, None)
         self._unknown_since[stage] = self._clock()
         self._unknown_since.move_to_end(stage)
         if len(self._unknown_since) > self._max_entries:

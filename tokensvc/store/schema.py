@@ -19,7 +19,7 @@ from tokensvc.store.faults import store_faults
 
 __all__ = ["HEAD", "ensure_current", "upgrade"]
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest migration of this program; known here so that serving need not load Alembic."""
 
 

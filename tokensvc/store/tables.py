@@ -37,6 +37,7 @@ __all__ = [
     "idempotency_records",
     "issued_tokens",
     "keys",
+    "known_stages",
     "leases",
     "metadata",
     "rings",
@@ -284,3 +285,15 @@ leases = Table(
     Column("fence", BigInteger, nullable=False),
     Column("expires_at", Double, nullable=False),
 )
+
+# The endpoints that IVS gave for a stage when it was last asked, for a service that starts while IVS
+# is down. Rows older than 14 days, which is how long IVS allows them to be kept, are deleted.
+known_stages = Table(
+    "known_stages",
+    metadata,
+    Column("stage_arn", String(128), primary_key=True),
+    Column("events_url", String(2048), nullable=False),
+    Column("whip_url", String(2048), nullable=False),
+    Column("fetched_at", Double, nullable=False),
+)
+Index("ix_known_stages_fetched_at", known_stages.c.fetched_at)
