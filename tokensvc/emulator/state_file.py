@@ -125,7 +125,7 @@ class StateKeeper:
             await follower
 
     async def _follow(self) -> None:
-        while self._following:
+        while self._following or self._changed.is_set():
             await self._changed.wait()
             self._changed.clear()
             await self._try_to_save()
