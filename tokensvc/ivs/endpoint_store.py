@@ -63,8 +63,7 @@ class EndpointSaver:
         """
         self._unsaved[stage] = known
         self._unsaved.move_to_end(stage)
-        if len(self._unsaved) > self._max_unsaved:
-            self._unsaved.popitem(last=False)
+        self._drop_oldest()
         if self._saving is None:
             self._saving = asyncio.create_task(self._run(), name="save stage endpoints")
 
@@ -84,15 +83,14 @@ class EndpointSaver:
 
     async def _save(self) -> None:
         while self._unsaved:
-            some = [self._unsaved.popitem() for _ in range(min(len(self._unsaved), _AT_ONCE))]
+            count = min(len(self._unsaved), _AT_ONCE)
+            some = [self._unsaved.popitem(last=False) for _ in range(count)]
             known = [fetched for _, fetched in some if fetched is not None]
             gone = [stage for stage, fetched in some if fetched is None]
             try:
                 await self._store.save(known, gone)
             except TokenServiceError as error:
-                for stage, fetched in some:
-                    # What was noted meanwhile is later.
-                    self._unsaved.setdefault(stage, fetched)
+                self._put_back(some)
                 _log.warning(
                     "stage_endpoints_not_saved",
                     stages=len(some),
@@ -100,3 +98,15 @@ class EndpointSaver:
                     fault=error.context,
                 )
                 return
+
+    def _put_back(self, some: Sequence[tuple[StageArn, KnownStage | None]]) -> None:
+        for stage, fetched in reversed(some):
+            # What was noted meanwhile is later, and stays.
+            if stage not in self._unsaved:
+                self._unsaved[stage] = fetched
+                self._unsaved.move_to_end(stage, last=False)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        while len(self._unsaved) > self._max_unsaved:
+            self._unsaved.popitem(last=False)
