@@ -107,10 +107,13 @@ class Sleeper:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self._wanted = 0
+        self._rested = asyncio.Event()
 
     async def sleep(self, seconds: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((seconds, future))
+        self._note()
         await future
 
     async def wake(self, seconds: float | None = None) -> None:
@@ -124,8 +127,14 @@ class Sleeper:
 
     async def settled(self, sleepers: int) -> None:
         """Wait until so many sleep."""
-        while len(self.waiting) < sleepers:
-            await asyncio.sleep(0.001)
+        self._wanted = sleepers
+        self._rested.clear()
+        self._note()
+        await self._rested.wait()
+
+    def _note(self) -> None:
+        if len(self.waiting) >= self._wanted:
+            self._rested.set()
 
 
 @dataclass
@@ -251,3 +260,19 @@ async def lifespan(app: Edge) -> AsyncIterator[None]:
     finally:
         await incoming.put({"type": "lifespan.shutdown"})
         await task
+
+
+def problem_in(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check what every problem has in common, and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == f"urn:tokensvc:problem:{code}"
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["requestId"] == answer.headers["x-request-id"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return problem

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import jwt
-import pytest
 
 from tests.http.support import NOW, Service, stage_arn
 

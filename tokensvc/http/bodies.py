@@ -71,7 +71,7 @@ async def read_json_body(
 def decode_json(body: bytes | msgspec.Raw) -> object:
     """Return the JSON value in `body` as plain objects.
 
-    Raises MalformedJsonError that names the byte, counted from 0, where it stops being JSON.
+    Raises MalformedJsonError that says near which byte it stops being JSON.
     """
     try:
         return _decode(body)
@@ -149,7 +149,7 @@ def _malformed(fault: Exception, length: int) -> MalformedJsonError:
     found = _BYTE.search(str(fault))
     offset = found[1] if found else str(length)
     reason = "ends too early" if "truncated" in str(fault) else "is not JSON"
-    return MalformedJsonError(f"The body {reason} (at byte {offset}).")
+    return MalformedJsonError(f"The body {reason} (near byte {offset}).")
 
 
 def _bad_envelope(fault: str, max_items: int) -> InvalidRequestError:

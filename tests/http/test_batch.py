@@ -1,0 +1,198 @@
+"""A batch answers every item, in order, and holds the event loop from nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.http.support import OTHER_REGION, Service, problem_in, stage_arn
+from tests.http.test_mint import claims_of
+from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
+
+
+async def test_one_answer_for_each_item_in_order(service: Service):
+    tokens: list[object] = [
+        {"userId": "first"},
+        {"userId": "u" * 129},
+        {"userId": "third", "stageArn": stage_arn("stage2"), "duration": 5},
+        {"stageArn": stage_arn("nowhere")},
+        "no object",
+        {"stageArn": stage_arn(region=OTHER_REGION)},
+        {"userId": None, "nonsense": 1},
+        {"userId": "last"},
+    ]
+    answer = await service.post(
+        "/v1/tokens/batch",
+        {"defaults": {"stageArn": stage_arn(), "duration": 60}, "tokens": tokens},
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["issued"], body["failed"]) == (3, 5)
+    items = body["tokens"]
+    assert len(items) == len(tokens)
+    assert [items[index]["userId"] for index in (0, 2, 7)] == ["first", "third", "last"]
+    assert [items[index]["duration"] for index in (0, 2, 7)] == [60, 5, 60]
+    assert claims_of(service, items[2]["token"])["resource"] == stage_arn("stage2")
+    problems = {index: items[index]["problem"] for index in (1, 3, 4, 5, 6)}
+    assert {index: problem["errors"][0]["field"] for index, problem in problems.items()} == {
+        1: "tokens[1].userId",
+        3: "tokens[3].stageArn",
+        4: "tokens[4]",
+        5: "tokens[5].stageArn",
+        6: "tokens[6].nonsense",
+    }
+    assert {index: problem["status"] for index, problem in problems.items()} == {
+        1: 400,
+        3: 404,
+        4: 400,
+        5: 400,
+        6: 400,
+    }
+    assert all(
+        problem["requestId"] == answer.headers["x-request-id"] for problem in problems.values()
+    )
+
+
+async def test_an_item_has_the_bound_of_one_request(service: Service):
+    limit = service.settings.max_body_bytes
+    fat = b'{"stageArn": "%b"%b}' % (stage_arn().encode(), b" " * limit)
+    slim = json.dumps({"stageArn": stage_arn()}).encode()
+    answer = await service.send("/v1/tokens/batch", b'{"tokens": [%b, %b]}' % (fat, slim))
+    body = answer.json()
+    assert (body["issued"], body["failed"]) == (1, 1)
+    assert body["tokens"][0]["problem"]["code"] == "body_too_large"
+    assert body["tokens"][0]["problem"]["errors"][0] == {
+        "field": "tokens[0]",
+        "code": "too_large",
+        "detail": f"may have {limit} bytes",
+        "limit": limit,
+    }
+
+
+async def test_malformed_json_in_an_item_spoils_only_what_it_must(service: Service):
+    # The brackets are right, the UTF-8 inside is not: the other item is answered.
+    slim = json.dumps({"stageArn": stage_arn()}).encode()
+    answer = await service.send("/v1/tokens/batch", b'{"tokens": [{"userId": "\xff"}, %b]}' % slim)
+    if answer.status_code == 200:
+        body = answer.json()
+        assert body["tokens"][0]["problem"]["code"] == "malformed_json"
+        assert body["tokens"][1]["token"]
+    else:
+        problem_in(answer, 400, "malformed_json")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "code"),
+    [
+        ({}, "tokens", "required"),
+        ({"tokens": {}}, "tokens", "type"),
+        ({"tokens": None}, "tokens", "type"),
+        ({"tokens": [], "default": {}}, "default", "unknown_field"),
+        ({"tokens": [{}], "defaults": []}, "defaults", "type"),
+        ({"tokens": [{}], "defaults": {"duration": 0}}, "defaults.duration", "too_small"),
+        ({"tokens": [{}] * 1001}, "tokens", "too_many"),
+    ],
+)
+async def test_a_bad_envelope_fails_as_a_whole(
+    service: Service, body: dict[str, object], field: str, code: str
+):
+    answer = await service.post("/v1/tokens/batch", body)
+    problem = problem_in(answer, 400, "invalid_request")
+    assert (problem["errors"][0]["field"], problem["errors"][0]["code"]) == (field, code)
+
+
+async def test_an_empty_batch_is_answered(service: Service):
+    answer = await service.post("/v1/tokens/batch", {"tokens": []})
+    assert answer.json() == {"tokens": [], "issued": 0, "failed": 0}
+
+
+async def test_a_body_above_the_batch_bound_is_refused(service: Service):
+    body = b'{"tokens": []}'.ljust(service.settings.max_batch_body_bytes + 1)
+    problem_in(await service.send("/v1/tokens/batch", body), 413, "body_too_large")
+
+
+async def test_a_thousand_tokens_are_issued_and_all_differ(service: Service):
+    answer = await service.post(
+        "/v1/tokens/batch", {"defaults": {"stageArn": stage_arn()}, "tokens": [{}] * 1000}
+    )
+    body = answer.json()
+    assert (body["issued"], body["failed"]) == (1000, 0)
+    assert len({item["participantId"] for item in body["tokens"]}) == 1000
+    assert service.ivs.calls["GetStage"] == 1
+
+
+async def test_no_step_of_a_batch_holds_the_loop_for_longer_than_a_slice(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """Every parse, signature and encoding takes 1 ms of a fake clock; others run in between."""
+    clock = _Clock()
+    work = 0.001
+    for module, name in (
+        ("tokensvc.http.token_routes", "parse_token_request"),
+        ("tokensvc.http.token_routes", "_encode"),
+    ):
+        clock.charge(monkeypatch, f"{module}.{name}", work)
+    installed = _installed(service)
+    issuer = installed.issuer
+    sign = issuer.sign
+    monkeypatch.setattr(issuer, "sign", lambda *given: clock.spend(work) or sign(*given))
+    _install(service, dataclasses.replace(installed, new_slices=lambda: LoopSlices(clock.read)))
+    turns: list[float] = []
+
+    async def neighbour() -> None:
+        while True:
+            turns.append(clock.read())
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(neighbour())
+    answer = await service.post(
+        "/v1/tokens/batch",
+        {"defaults": {"stageArn": stage_arn()}, "tokens": [{}] * 100 + [{"duration": 0}] * 20},
+    )
+    other.cancel()
+    assert answer.json()["issued"] == 100
+    held = max(after - before for before, after in itertools.pairwise(turns))
+    # A parse, a signature and an encoding for each of 120 items, and never 5 ms without a breath.
+    assert turns[-1] >= 0.3
+    assert held <= 0.005
+    assert held >= SLICE_SECONDS
+
+
+class _Clock:
+    """Stands still unless work is charged to it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+    def charge(self, monkeypatch: pytest.MonkeyPatch, target: str, seconds: float) -> None:
+        module, _, name = target.rpartition(".")
+        real: Callable[..., Any] = getattr(importlib.import_module(module), name)
+
+        def charged(*given: Any, **named: Any) -> Any:
+            self.spend(seconds)
+            return real(*given, **named)
+
+        monkeypatch.setattr(target, charged)
+
+
+def _installed(service: Service) -> Any:
+    assert service.app is not None
+    return service.app.app.state.service  # type: ignore[attr-defined]
+
+
+def _install(service: Service, installed: Any) -> None:
+    assert service.app is not None
+    service.app.app.state.service = installed  # type: ignore[attr-defined]

@@ -1,0 +1,133 @@
+"""Live is not ready, and not ready says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tests.http.support import OTHER_REGION, REGION, Service, running, stage_arn
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.http.ring_copy import MAX_AGE_SECONDS
+from tokensvc.keyring import RingView
+from tokensvc.signing import generate_private_key, public_key_pem
+
+
+async def ready(service: Service) -> tuple[bool, dict[str, dict[str, Any]]]:
+    answer = await service.get("/readyz", caller=None)
+    body = answer.json()
+    assert answer.status_code == (200 if body["ready"] else 503)
+    return body["ready"], {check["name"]: check for check in body["checks"]}
+
+
+async def test_alive_needs_no_api_key_and_no_other_part(service: Service):
+    service.now += 10_000
+    answer = await service.get("/healthz", caller=None)
+    assert (answer.status_code, answer.json()) == (200, {"alive": True})
+
+
+async def test_ready_with_a_canary_for_each_region(service: Service):
+    is_ready, checks = await ready(service)
+    assert is_ready
+    assert set(checks) == {"store", "ring", "callers", "signing", f"signing:{REGION}"}
+    assert "verified" in checks[f"signing:{REGION}"]["detail"]
+
+
+async def test_a_copy_that_is_not_renewed_is_not_ready_and_recovers(service: Service):
+    service.now += 11
+    is_ready, checks = await ready(service)
+    assert not is_ready
+    assert not checks["ring"]["ok"]
+    assert not checks["callers"]["ok"]
+    assert not checks["store"]["ok"]
+    await service.sleeper.wake(service.settings.ring_refresh)
+    is_ready, checks = await ready(service)
+    assert checks["ring"]["ok"]
+    assert checks["store"]["ok"]
+    assert is_ready
+
+
+async def test_a_canary_that_is_not_signed_any_more_is_not_ready(service: Service):
+    for _ in range(3):
+        service.now += 9
+        await service.sleeper.wake(service.settings.ring_refresh)
+    is_ready, checks = await ready(service)
+    assert not is_ready
+    assert not checks[f"signing:{REGION}"]["ok"]
+    await service.sleeper.wake(5.0)
+    assert (await ready(service))[0]
+
+
+async def test_a_signature_that_does_not_verify_is_not_ready(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    other = public_key_pem(generate_private_key())
+    monkeypatch.setattr(RingView, "public_key_pem", lambda self, arn: other)
+    await service.sleeper.wake(5.0)
+    is_ready, checks = await ready(service)
+    assert not is_ready
+    assert checks[f"signing:{REGION}"]["required"]
+    assert "another public key" in checks[f"signing:{REGION}"]["detail"]
+    metrics = (await service.get("/metrics", caller=None)).text
+    assert f'tokensvc_signer_canary_ok{{region="{REGION}"}} 0.0' in metrics
+
+
+async def test_a_region_without_a_key_does_not_take_the_others_down(stopped: Service):
+    stopped.settings = dataclasses.replace(stopped.settings, regions=(REGION, OTHER_REGION))
+    stopped.ivs.faulty_regions.add(OTHER_REGION)
+    async with running(stopped) as service:
+        is_ready, checks = await ready(service)
+        assert is_ready
+        assert not checks[f"signing:{OTHER_REGION}"]["ok"]
+        assert not checks[f"signing:{OTHER_REGION}"]["required"]
+
+
+async def test_without_any_key_the_process_is_not_ready_until_there_is_one(stopped: Service):
+    stopped.ivs.faulty_regions.add(REGION)
+    async with running(stopped) as service:
+        is_ready, checks = await ready(service)
+        assert not is_ready
+        assert not checks["signing"]["ok"]
+        service.ivs.faulty_regions.clear()
+        # The care of keys tries again after a second.
+        await service.sleeper.wake(1.0)
+        assert (await ready(service))[0]
+
+
+async def test_a_store_that_fails_leaves_minting_as_it_is_for_five_minutes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(self: object) -> None:
+        raise StoreUnavailableError("The disk that holds the database fails.")
+
+    monkeypatch.setattr("tokensvc.keyring.sql.SqlRingStore.load_all", fail)
+    body = {"stageArn": stage_arn(), "issuer": "local"}
+    service.now += MAX_AGE_SECONDS
+    await service.sleeper.wake(service.settings.ring_refresh)
+    assert (await service.post("/v1/tokens", body)).status_code == 201
+    service.now += 1
+    answer = await service.post("/v1/tokens", body)
+    assert answer.json()["code"] == "no_signing_key"
+    assert "300 seconds" in answer.json()["detail"]
+
+
+async def test_metrics_count_what_was_done(service: Service):
+    await service.post("/v1/tokens", {"stageArn": stage_arn()})
+    await service.post("/v1/tokens", {"stageArn": "nonsense"})
+    await service.post("/v1/tokens/batch", {"tokens": [{"stageArn": stage_arn()}, {}]})
+    await service.get("/v1/keys/secret-path")
+    answer = await service.get("/metrics", caller=None)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in (
+        f'tokensvc_tokens_issued_total{{issuer="local",region="{REGION}"}} 2.0',
+        'tokensvc_batch_items_refused_total{code="invalid_request"} 1.0',
+        'tokensvc_http_requests_total{code="",method="POST",route="/v1/tokens",status="201"} 1.0',
+        'tokensvc_http_requests_total{code="invalid_request",method="POST",route="/v1/tokens"',
+        'tokensvc_view_age_seconds{view="ring"} 0.0',
+        'tokensvc_stage_endpoint_lookups_total{outcome="miss"} 1.0',
+        f'tokensvc_signer_canary_ok{{region="{REGION}"}} 1.0',
+    ):
+        assert line in answer.text
+    assert "tokensvc_mint_seconds_count 1.0" in answer.text
+    assert "secret-path" not in answer.text

@@ -1,0 +1,178 @@
+"""A service that cannot start says why in one line, and one that stops leaves nothing open."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.http.support import FakeIvs, Service, lifespan, running, settings_for, stage_arn
+from tokensvc.errors import ConfigurationError, StoreUnavailableError, TokenServiceError
+from tokensvc.http.app import create_app
+from tokensvc.http.background import every
+from tokensvc.http.parts import open_parts
+from tokensvc.http.workers import FIRST_DELAY_SECONDS
+from tokensvc.keyring import create_master_key
+from tokensvc.settings import Settings
+from tokensvc.store import upgrade
+
+
+async def fails(settings: Settings, log: io.StringIO) -> TokenServiceError:
+    """Start a service that cannot, and return what it says."""
+    app = create_app(settings, gateway=FakeIvs())
+    with pytest.raises(TokenServiceError) as raised:
+        async with lifespan(app):
+            raise AssertionError("it started")
+    assert app.startup_error is raised.value
+    assert "\n" not in raised.value.detail
+    assert "Traceback" not in log.getvalue()
+    return raised.value
+
+
+async def test_a_missing_database(tmp_path: Path, log: io.StringIO):
+    error = await fails(settings_for(tmp_path), log)
+    assert "tokensvc db upgrade" in error.detail
+    assert not (tmp_path / "tokensvc.db").exists()
+
+
+async def test_an_old_schema(stopped: Service, log: io.StringIO, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tokensvc.store.schema.HEAD", "9999")
+    error = await fails(stopped.settings, log)
+    assert "tokensvc db upgrade" in error.detail
+
+
+async def test_a_missing_master_key(tmp_path: Path, log: io.StringIO):
+    settings = settings_for(tmp_path)
+    upgrade(settings.database_url)
+    error = await fails(settings, log)
+    assert "master key" in error.detail
+    assert not settings.master_key_file.exists()
+
+
+async def test_a_damaged_database(stopped: Service, log: io.StringIO):
+    database = stopped.settings.data_dir / "tokensvc.db"
+    database.write_bytes(b"not a database at all" * 100)
+    error = await fails(stopped.settings, log)
+    assert isinstance(error, StoreUnavailableError)
+
+
+def test_no_region():
+    with pytest.raises(ConfigurationError, match="TOKENSVC_REGIONS"):
+        create_app(Settings())
+
+
+async def test_another_master_key_leaves_the_region_without_a_key_and_says_so(service: Service):
+    service.settings.master_key_file.unlink()
+    create_master_key(service.settings.master_key_file)
+    again = Service(service.settings, service.ivs, api_keys=service.api_keys)
+    async with running(again):
+        answer = await again.post("/v1/tokens", {"stageArn": stage_arn(), "issuer": "local"})
+        assert answer.json()["code"] == "no_signing_key"
+        assert "another master key" in answer.json()["detail"]
+
+
+async def test_the_log_says_who_signs_and_how_fast(service: Service, log: io.StringIO):
+    again = Service(service.settings, service.ivs, api_keys=service.api_keys)
+    async with running(again):
+        lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    (chosen,) = [line for line in lines if line["event"] == "signer_chosen"][-1:]
+    assert chosen["signer"] == "aws-lc"
+    assert chosen["signatures_per_second"] > 0
+
+
+async def test_the_signer_is_the_one_that_is_set(stopped: Service, log: io.StringIO):
+    stopped.settings = dataclasses.replace(stopped.settings, signer="openssl")
+    async with running(stopped):
+        lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [line["signer"] for line in lines if line["event"] == "signer_chosen"] == ["openssl"]
+
+
+async def test_a_stopped_service_leaves_no_task_behind(stopped: Service):
+    before = asyncio.all_tasks()
+    async with running(stopped) as service:
+        assert asyncio.all_tasks() > before
+        await service.post("/v1/tokens", {"stageArn": stage_arn()})
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_service_starts_again_on_what_it_left(stopped: Service):
+    async with running(stopped) as service:
+        first = (await service.post("/v1/tokens", {"stageArn": stage_arn()})).json()
+    async with running(stopped) as service:
+        second = (await service.post("/v1/tokens", {"stageArn": stage_arn()})).json()
+    assert first["keyArn"] == second["keyArn"]
+
+
+async def test_what_is_given_is_not_closed_and_what_fails_to_close_stops_nothing(
+    stopped: Service, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+):
+    disposed = []
+
+    async def broken(self: object) -> None:
+        raise RuntimeError("does not close")
+
+    async def dispose(self: object) -> None:
+        disposed.append(self)
+
+    monkeypatch.setattr("tokensvc.ivs.stages.StageEndpointCache.aclose", broken)
+    real = open_parts(stopped.settings, lambda: 0.0, gateway=stopped.ivs)
+    async with real as parts:
+        engine = parts.engine
+        monkeypatch.setattr(type(engine), "dispose", dispose)
+    monkeypatch.undo()
+    await engine.dispose()
+    assert disposed == [engine]
+    assert "part_failed_to_close" in log.getvalue()
+
+
+async def test_background_work_outlives_its_faults_and_logs_each_once(log: io.StringIO):
+    outcomes: list[Exception | None] = [
+        None,
+        StoreUnavailableError("gone"),
+        StoreUnavailableError("gone"),
+        None,
+        ZeroDivisionError("a bug"),
+        None,
+    ]
+    rounds = iter(outcomes)
+    slept: list[float] = []
+
+    async def work() -> None:
+        outcome = next(rounds)
+        if outcome is not None:
+            raise outcome
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) > len(outcomes):
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await every(7.0, work, name="test work", sleep=sleep)
+    events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
+    assert events == [
+        "background_work_failed",
+        "background_work_recovered",
+        "background_work_failed",
+        "background_work_recovered",
+    ]
+    assert set(slept) == {7.0}
+
+
+async def test_a_region_that_fails_is_tried_ever_more_rarely(stopped: Service):
+    stopped.ivs.faulty_regions.update(stopped.settings.regions)
+    async with running(stopped) as service:
+        waits = []
+        for _ in range(8):
+            (wait,) = [
+                seconds
+                for seconds, _ in service.sleeper.waiting
+                if seconds not in {service.settings.ring_refresh, 5.0} or seconds >= 8
+            ] or [FIRST_DELAY_SECONDS]
+            waits.append(wait)
+            await service.sleeper.wake(wait)
+        assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
