@@ -93,7 +93,7 @@ def test_command_line_finds_the_installation_through_dev_env(dev: RunningDev) ->
         f'"$0" token mint --stage-arn {dev.stage_arn} --user-id ana | "$0" token inspect'
     )
     done = run_to_end(["bash", "-o", "pipefail", "-c", script, *tokensvc_command()], dev.home, {})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @contextlib.contextmanager
