@@ -149,7 +149,7 @@ def _request(operation: str, scope: HTTPScope, body: bytes) -> Any:
     if body:
         try:
             request = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SerializationError("The body is not JSON") from error
         if not isinstance(request, dict):
             raise SerializationError("The body is not a JSON object")

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from tokensvc.emulator.records import IssuedToken, PublicKeyRecord, StageRecord
+from tokensvc.errors import ConfigurationError
 
 __all__ = ["SavedState", "StateFile", "StateFileError", "StateKeeper"]
 
@@ -28,7 +29,7 @@ _log = structlog.get_logger(__name__)
 _FORMAT: Final = 1
 
 
-class StateFileError(Exception):
+class StateFileError(ConfigurationError):
     """The state file cannot be read, or is of another format or account."""
 
 
