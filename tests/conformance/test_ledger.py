@@ -25,6 +25,7 @@ from tokensvc.ledger import (
     LedgerJanitor,
     LedgerWriter,
     idempotency_ref,
+    mark_disconnected,
 )
 from tokensvc.ledger.writer import MAX_RECORD_SECONDS
 from tokensvc.store.tables import issued_tokens, stage_endpoints
@@ -213,9 +214,10 @@ async def test_what_a_key_s_deletion_breaks_is_summed_by_stage_and_caller(writer
     assert (nothing.living, nothing.latest_expiry, nothing.users) == (0, None, ())
 
 
-async def test_a_disconnect_is_noted_on_every_token_of_the_participant(writer, ledger):
+async def test_a_disconnect_is_noted_on_every_token_of_the_participant(writer, ledger, engine):
     await writer.record([row("p1"), row("p1", exp=NOW + 10), row("p2")])
-    await ledger.mark_disconnected("p1", NOW + 5.5)
+    async with engine.begin() as connection:
+        await connection.run_sync(mark_disconnected, "p1", NOW + 5.5)
     noted = {(t.token_id, t.disconnected_at) for t in (await ledger.living(NOW)).tokens}
     assert noted == {("p1", NOW + 5.5), ("p2", None)}
 

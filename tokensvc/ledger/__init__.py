@@ -7,9 +7,22 @@ commit as the rows. `janitor.py` deletes what has expired.
 """
 
 from tokensvc.ledger.drain import DrainMark, DrainMarks
-from tokensvc.ledger.idempotency import Claim, IdempotencyRef, IdempotencyStore, idempotency_ref
+from tokensvc.ledger.idempotency import (
+    Claim,
+    IdempotencyRef,
+    IdempotencyStore,
+    claim_all,
+    idempotency_ref,
+)
 from tokensvc.ledger.janitor import LedgerJanitor
-from tokensvc.ledger.lookups import IssuedRecord, KeyUse, KeyUser, Ledger, Page
+from tokensvc.ledger.lookups import (
+    IssuedRecord,
+    KeyUse,
+    KeyUser,
+    Ledger,
+    Page,
+    mark_disconnected,
+)
 from tokensvc.ledger.row import LedgerRow
 from tokensvc.ledger.writer import MAX_RECORD_SECONDS, LedgerWriter
 
@@ -28,5 +41,7 @@ __all__ = [
     "LedgerRow",
     "LedgerWriter",
     "Page",
+    "claim_all",
     "idempotency_ref",
+    "mark_disconnected",
 ]

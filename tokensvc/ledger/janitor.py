@@ -7,15 +7,12 @@ writer gets its turn.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import structlog
 from sqlalchemy import Delete, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.errors import StoreUnavailableError
 from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import idempotency_records, issued_tokens
 
@@ -23,11 +20,8 @@ __all__ = ["LedgerJanitor"]
 
 SLICE_ROWS: Final = 500
 PAUSE_SECONDS: Final = 0.05
-INTERVAL_SECONDS: Final = 60.0
 MAX_SLICES: Final = 1_000
-"""Of one sweep: 500,000 rows, so that a sweep keeps up with 5,000 tokens a second and still ends."""
-
-_log = structlog.get_logger(__name__)
+"""Of one sweep: 500,000 rows, so that one a minute keeps up with 5,000 tokens a second, and each ends."""
 
 
 class LedgerJanitor:
@@ -47,18 +41,6 @@ class LedgerJanitor:
         self._clock = clock
         self._sleep = sleep
         self._slice_rows = slice_rows
-
-    async def run(self) -> None:
-        """Sweep for ever, about once a minute; a sweep that fails is logged and tried again."""
-        while True:
-            # Replicas that were started together should not sweep together.
-            await self._sleep(INTERVAL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
-            try:
-                deleted = await self.sweep()
-            except StoreUnavailableError as error:
-                _log.warning("ledger_sweep_failed", detail=error.detail, **error.context)
-            else:
-                _log.debug("ledger_swept", deleted=deleted)
 
     async def sweep(self) -> int:
         """Delete what is due, and return how many rows that was; raises StoreUnavailableError."""

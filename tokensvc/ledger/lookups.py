@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import StoreUnavailableError
@@ -21,7 +21,16 @@ from tokensvc.store.tables import issued_tokens as tokens
 from tokensvc.store.tables import stage_endpoints
 from tokensvc.tokens.claims import StageEndpoints
 
-__all__ = ["MAX_PAGE", "IssuedRecord", "KeyUse", "KeyUser", "Ledger", "Page", "living_tokens"]
+__all__ = [
+    "MAX_PAGE",
+    "IssuedRecord",
+    "KeyUse",
+    "KeyUser",
+    "Ledger",
+    "Page",
+    "living_tokens",
+    "mark_disconnected",
+]
 
 MAX_PAGE: Final = 1000
 MAX_KEY_USERS: Final = 1000
@@ -85,7 +94,7 @@ _RECORD_COLUMNS: Final = tuple(column for column in tokens.c if column.name != "
 
 
 class Ledger:
-    """Reads the ledger, and notes what was disconnected. Every method raises StoreUnavailableError."""
+    """Reads the ledger. Every method raises StoreUnavailableError."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -196,18 +205,17 @@ class Ledger:
             count = await self.count_living(now, key_id=key_id)
         return KeyUse(count, await self.latest_expiry(key_id) if count else None, users)
 
-    async def mark_disconnected(self, token_id: str, at: float) -> None:
-        """Note that IVS has disconnected or revoked every token with this `jti`."""
-        with store_faults("mark token disconnected"):
-            async with self._engine.begin() as connection:
-                await connection.execute(
-                    update(tokens).where(tokens.c.token_id == token_id).values(disconnected_at=at)
-                )
-
     async def _all(self, operation: str, query: Select[Any]) -> list[Row[Any]]:
         with store_faults(operation):
             async with self._engine.connect() as connection:
                 return list((await connection.execute(query)).all())
+
+
+def mark_disconnected(connection: Connection, token_id: str, at: float) -> None:
+    """Note that IVS has disconnected or revoked every token with this `jti`."""
+    connection.execute(
+        update(tokens).where(tokens.c.token_id == token_id).values(disconnected_at=at)
+    )
 
 
 def living_tokens(

@@ -1,0 +1,171 @@
+"""Bans in the database, with the feed that tells replicas what changed.
+
+Every change raises the feed's version first. That takes the row's lock (PostgreSQL) or the write lock
+(SQLite), so versions become visible in their order, and whoever has read up to a version has missed
+nothing before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import NotFoundError, StoreUnavailableError
+from tokensvc.revocation.bans import Ban, BanChanges, BanKind
+from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import bans, feeds
+from tokensvc.store.transactions import Transactions
+
+__all__ = ["FEED", "BanStore", "add_ban"]
+
+FEED: Final = "bans"
+_AT_ONCE: Final = 500
+TOMBSTONE_SECONDS: Final = 86_400.0
+"""How long an ended ban stays stored: longer than any replica may go on without a refresh."""
+
+_log = structlog.get_logger(__name__)
+
+
+class BanStore:
+    """The bans of all replicas; every method raises StoreUnavailableError. `clock`: Unix seconds."""
+
+    def __init__(
+        self, engine: AsyncEngine, transactions: Transactions, clock: Callable[[], float]
+    ) -> None:
+        self._engine = engine
+        self._transactions = transactions
+        self._clock = clock
+
+    async def add(self, ban: Ban) -> Ban:
+        """Store a ban and return it with its version."""
+        return await self._transactions.run("add ban", lambda connection: add_ban(connection, ban))
+
+    async def lift(self, ban_id: str) -> Ban:
+        """Lift a ban; one that is lifted already stays so. Raises NotFoundError."""
+        now = self._clock()
+
+        def work(connection: Connection) -> Ban:
+            version = _next_version(connection)
+            changed = update(bans).where(bans.c.ban_id == ban_id, bans.c.lifted_at.is_(None))
+            connection.execute(changed.values(lifted_at=now, version=version))
+            row = connection.execute(select(bans).where(bans.c.ban_id == ban_id)).one_or_none()
+            if row is None:
+                raise NotFoundError("There is no such ban.")
+            return _ban(row)
+
+        return await self._transactions.run("lift ban", work)
+
+    async def get(self, ban_id: str) -> Ban | None:
+        """Return a ban, lifted or not, or None where there is none (any more)."""
+        rows = await self._all(select(bans).where(bans.c.ban_id == ban_id))
+        return _ban(rows[0]) if rows else None
+
+    async def standing(
+        self,
+        *,
+        stage_arn: str | None = None,
+        user_id: str | None = None,
+        after: str = "",
+        limit: int = 100,
+    ) -> tuple[Ban, ...]:
+        """Return bans that stand now, by id, beginning after the id `after`."""
+        query = (
+            select(bans)
+            .where(
+                bans.c.ban_id > after,
+                bans.c.lifted_at.is_(None),
+                or_(bans.c.until.is_(None), bans.c.until > self._clock()),
+            )
+            .order_by(bans.c.ban_id)
+            .limit(limit)
+        )
+        if stage_arn is not None:
+            query = query.where(bans.c.stage_arn == stage_arn)
+        if user_id is not None:
+            query = query.where(bans.c.user_id == user_id)
+        return tuple(_ban(row) for row in await self._all(query))
+
+    async def version(self) -> int:
+        """Return the feed's version."""
+        rows = await self._all(select(feeds.c.version).where(feeds.c.name == FEED))
+        if not rows:
+            raise StoreUnavailableError("The feed of bans is missing from the database.")
+        return int(rows[0][0])
+
+    async def changes(self, after: int) -> BanChanges:
+        """Return up to 500 bans that changed after version `after`, oldest change first."""
+        query = select(bans).where(bans.c.version > after).order_by(bans.c.version).limit(_AT_ONCE)
+        rows = await self._all(query)
+        last_version = rows[-1].version if rows else after
+        found = tuple(_ban(row) for row in rows)
+        return BanChanges(found, last_version, complete=len(rows) < _AT_ONCE)
+
+    async def purge(self) -> int:
+        """Delete bans that ended, or were lifted, more than a day ago; return how many."""
+        before = self._clock() - TOMBSTONE_SECONDS
+        due: Any = (
+            select(bans.c.ban_id)
+            .where(or_(bans.c.until <= before, bans.c.lifted_at <= before))
+            .limit(_AT_ONCE)
+        )
+        statement = delete(bans).where(bans.c.ban_id.in_(due))
+        return await self._transactions.run(
+            "purge bans", lambda connection: connection.execute(statement).rowcount
+        )
+
+    async def _all(self, query: Select[Any]) -> list[Row[Any]]:
+        with store_faults("read bans"):
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(query)).all())
+
+
+def add_ban(connection: Connection, ban: Ban) -> Ban:
+    """Store a ban in a transaction of the caller's, and return it with its version."""
+    version = _next_version(connection)
+    values = {name: getattr(ban, name) for name in bans.c.keys()} | {"version": version}  # noqa: SIM118
+    row = connection.execute(insert(bans).values(values).returning(*bans.c)).one()
+    return _ban(row)
+
+
+def _next_version(connection: Connection) -> int:
+    raised = update(feeds).where(feeds.c.name == FEED).values(version=feeds.c.version + 1)
+    version = connection.execute(raised.returning(feeds.c.version)).scalar()
+    if version is None:
+        raise StoreUnavailableError("The feed of bans is missing from the database.")
+    return int(version)
+
+
+def _ban(row: Row[Any]) -> Ban:
+    until = row.until
+    if until is not None and not isinstance(until, (int, float)):
+        # A ban whose end cannot be read goes on: better one user too many out than one too few.
+        _log.error("ban_damaged", ban_id=row.ban_id, column="until")
+        until = None
+    kind = _kind(row)
+    if kind != row.kind:
+        _log.error("ban_damaged", ban_id=row.ban_id, column="kind")
+    return Ban(
+        ban_id=row.ban_id,
+        kind=kind,
+        stage_arn=row.stage_arn,
+        user_id=row.user_id,
+        participant_id=row.participant_id,
+        until=until,
+        reason=row.reason,
+        caller_id=row.caller_id,
+        created_at=row.created_at,
+        version=row.version,
+        lifted_at=row.lifted_at,
+    )
+
+
+def _kind(row: Row[Any]) -> BanKind:
+    if row.participant_id is not None:
+        return "participant"
+    if row.user_id is not None:
+        return "user" if row.stage_arn is None else "user_on_stage"
+    return "stage"

@@ -1,0 +1,272 @@
+"""Who may not be issued a token: the bans, in memory.
+
+Every mint, batch item, exchange, fallback and idempotent replay asks `BanList.admit`, which does no
+I/O: four look-ups in dicts. The list is read whole before the first mint, and then only what changed
+since (`BanStore.changes`), twice a second. The replica that takes a ban puts it into its own list
+before it answers. Since a mint takes a moment, it asks before it signs and once more after its ledger
+row is committed, just before its token leaves; a token signed in between is found by the disconnect's
+second sweep.
+
+While the store does not answer, the list stays as it is, up to `max_age`; then nobody is admitted,
+since a ban may be missing. (With a durable ledger nothing could be issued then anyway.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, NoReturn, Protocol, TypeAlias
+
+import structlog
+
+from tokensvc.errors import BannedError, StoreUnavailableError
+
+__all__ = ["Ban", "BanChanges", "BanKind", "BanList", "BanSource"]
+
+BanKind: TypeAlias = Literal["user_on_stage", "user", "participant", "stage"]
+
+REFRESH_SECONDS: Final = 0.5
+MAX_AGE_SECONDS: Final = 10.0
+_EXPIRED_AT_ONCE: Final = 500
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """A ban; which of stage, user and participant are given is told by `kind`.
+
+    `until` is in Unix seconds, None for good. `version` is the feed's after the ban's last change.
+    """
+
+    ban_id: str
+    kind: BanKind
+    stage_arn: str | None
+    user_id: str | None
+    participant_id: str | None
+    until: float | None
+    reason: str
+    caller_id: str | None
+    created_at: float
+    version: int = 0
+    lifted_at: float | None = None
+
+    def holds(self, now: float) -> bool:
+        """Tell whether the ban stands at `now`."""
+        return self.lifted_at is None and now < self.end
+
+    @property
+    def end(self) -> float:
+        """The moment it ends, infinity where it is for good."""
+        return math.inf if self.until is None else self.until
+
+
+@dataclass(frozen=True, slots=True)
+class BanChanges:
+    """Bans that changed after a version, oldest first.
+
+    They reach up to `last_version`; unless `complete`, more follow.
+    """
+
+    bans: tuple[Ban, ...]
+    last_version: int
+    complete: bool
+
+
+class BanSource(Protocol):
+    """Where bans are stored."""
+
+    async def version(self) -> int:
+        """Return the feed's version; raises StoreUnavailableError."""
+        ...
+
+    async def changes(self, after: int) -> BanChanges:
+        """Return some of the bans made or lifted after version `after`; raises StoreUnavailableError."""
+        ...
+
+
+_Key: TypeAlias = tuple[str | None, str | None, str | None]
+
+
+class BanList:
+    """The bans as of the last `refresh`; belongs to one event loop. `clock` gives Unix seconds."""
+
+    def __init__(
+        self,
+        source: BanSource,
+        clock: Callable[[], float],
+        *,
+        max_age: float = MAX_AGE_SECONDS,
+    ) -> None:
+        """Know nothing yet; `max_age` is in seconds."""
+        self._source = source
+        self._clock = clock
+        self._max_age = max_age
+        self._bans: dict[str, Ban] = {}
+        self._by_key: dict[_Key, tuple[Ban, ...]] = {}
+        self._ends: list[tuple[float, str]] = []
+        self._version: int | None = None
+        self._read_at = -math.inf
+        self._refreshing = asyncio.Lock()
+        self._reloading: BanList | None = None
+
+    def check(
+        self, stage_arn: str | None, user_id: str | None, participant_id: str | None, now: float
+    ) -> Ban | None:
+        """Return the ban that stands longest against this stage, user and participant, or None."""
+        if not self._by_key:
+            return None
+        found: Ban | None = None
+        keys: list[_Key] = [(stage_arn, None, None)]
+        if user_id is not None:
+            keys += ((stage_arn, user_id, None), (None, user_id, None))
+        if participant_id is not None:
+            keys.append((None, None, participant_id))
+        for key in keys:
+            for ban in self._by_key.get(key, ()):
+                if ban.holds(now) and (found is None or ban.end > found.end):
+                    found = ban
+        return found
+
+    def admit(
+        self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None
+    ) -> None:
+        """Raise BannedError if a ban stands; StoreUnavailableError if the list is missing or too old."""
+        now = self._clock()
+        if self._version is None or now - self._read_at > self._max_age:
+            raise StoreUnavailableError(
+                "The bans are not known to be complete.", retry_after=1.0, age=self.age()
+            )
+        ban = self.check(stage_arn, user_id, participant_id, now)
+        if ban is not None:
+            _refuse(ban)
+
+    def apply(self, bans: Iterable[Ban]) -> None:
+        """Take over bans as they are stored now: what the answer to a ban waits for."""
+        bans = tuple(bans)
+        if self._reloading is not None:
+            self._reloading.apply(bans)
+        for ban in bans:
+            known = self._bans.get(ban.ban_id)
+            # An older state must not undo a newer one, whichever comes first.
+            if known is not None and known.version >= ban.version:
+                continue
+            if known is not None:
+                self._remove(known)
+            if ban.lifted_at is None:
+                self._add(ban)
+            else:
+                # Remembered as lifted, or an older state that is read later would bring it back.
+                self._bans[ban.ban_id] = ban
+                heapq.heappush(self._ends, (ban.lifted_at + self._max_age, ban.ban_id))
+
+    async def refresh(self) -> None:
+        """Read what changed; raises StoreUnavailableError, and then keeps what it knows."""
+        async with self._refreshing:
+            started = self._clock()
+            version = await self._source.version()
+            if self._version is not None and version < self._version:
+                _log.warning("bans_went_back", known=self._version, stored=version)
+                await self._read_all(version)
+            elif version != self._version:
+                await self._read(after=self._version or 0)
+                self._version = version
+            self._read_at = started
+        self._forget_ended()
+
+    async def run(
+        self, sleep: Callable[[float], Awaitable[object]], interval: float = REFRESH_SECONDS
+    ) -> NoReturn:
+        """Refresh every `interval` seconds until cancelled; faults are logged and outlived."""
+        failing = False
+        while True:
+            await sleep(interval)
+            try:
+                await self.refresh()
+            except Exception as error:  # noqa: BLE001 - nothing may end the loop that sees bans
+                if not failing:
+                    expected = isinstance(error, StoreUnavailableError)
+                    _log.warning(
+                        "bans_not_refreshed",
+                        reason=str(error),
+                        exc_info=None if expected else error,
+                    )
+                failing = True
+            else:
+                if failing:
+                    _log.info("bans_refreshed_again")
+                failing = False
+
+    def age(self) -> float:
+        """Return the seconds since the store was last read; infinity if it never was."""
+        return max(0.0, self._clock() - self._read_at)
+
+    def __len__(self) -> int:
+        """Return how many bans are known, some of which may have ended."""
+        return sum(len(bans) for bans in self._by_key.values())
+
+    async def _read(self, after: int) -> None:
+        while True:
+            changes = await self._source.changes(after)
+            self.apply(changes.bans)
+            if changes.complete:
+                return
+            after = changes.last_version
+            await asyncio.sleep(0)
+
+    async def _read_all(self, version: int) -> None:
+        """Read a store that went back (a restored backup) beside the list that still serves."""
+        fresh = self._reloading = BanList(self._source, self._clock, max_age=self._max_age)
+        try:
+            await fresh._read(after=0)
+        finally:
+            self._reloading = None
+        self._bans, self._by_key, self._ends = fresh._bans, fresh._by_key, fresh._ends
+        self._version = version
+
+    def _add(self, ban: Ban) -> None:
+        key = _key(ban)
+        self._bans[ban.ban_id] = ban
+        self._by_key[key] = (*self._by_key.get(key, ()), ban)
+        if ban.until is not None:
+            heapq.heappush(self._ends, (ban.until, ban.ban_id))
+
+    def _remove(self, ban: Ban) -> None:
+        del self._bans[ban.ban_id]
+        key = _key(ban)
+        others = tuple(one for one in self._by_key.get(key, ()) if one.ban_id != ban.ban_id)
+        if others:
+            self._by_key[key] = others
+        else:
+            self._by_key.pop(key, None)
+
+    def _forget_ended(self) -> None:
+        now = self._clock()
+        for _ in range(_EXPIRED_AT_ONCE):
+            if not self._ends or self._ends[0][0] > now:
+                return
+            _, ban_id = heapq.heappop(self._ends)
+            ban = self._bans.get(ban_id)
+            if ban is not None and not ban.holds(now):
+                self._remove(ban)
+
+
+def _key(ban: Ban) -> _Key:
+    return (ban.stage_arn, ban.user_id, ban.participant_id)
+
+
+def _refuse(ban: Ban) -> NoReturn:
+    subject = {
+        "user_on_stage": "This user is banned from this stage",
+        "user": "This user is banned from every stage",
+        "participant": "This participant is banned",
+        "stage": "This stage is banned",
+    }[ban.kind]
+    end = "for good"
+    if ban.until is not None:
+        end = f"until {datetime.fromtimestamp(ban.until, UTC).isoformat(timespec='seconds')}"
+    raise BannedError(f"{subject} {end} (ban {ban.ban_id}).", ban_id=ban.ban_id, until=ban.until)

@@ -1,0 +1,473 @@
+"""Disconnects in the database: what was asked, and the queue of calls to IVS that it comes to.
+
+A request is stored, with its ban and its idempotency record, in one transaction, before it is
+answered. The calls are a second table, since two requests that mean the same participant share one
+call while that is pending; what is done stays as it was, for the request that asked for it.
+
+Calls are made in the order of their rank: whoever is connected first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import FieldError, InvalidRequestError, NotFoundError
+from tokensvc.ledger import Claim, claim_all, mark_disconnected
+from tokensvc.revocation.ban_store import add_ban
+from tokensvc.revocation.bans import Ban
+from tokensvc.revocation.disconnects import (
+    CallState,
+    Disconnect,
+    DisconnectProgress,
+    ParticipantProgress,
+)
+from tokensvc.revocation.schedule import SPACING_SECONDS
+from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import disconnect_calls as calls
+from tokensvc.store.tables import disconnect_members as members
+from tokensvc.store.tables import disconnects
+from tokensvc.store.transactions import Transactions, insert_absent
+
+__all__ = [
+    "CONNECTED",
+    "ISSUED",
+    "NAMED",
+    "WAITING",
+    "DisconnectStore",
+    "DueCall",
+    "NewCall",
+    "Operation",
+]
+
+Operation: TypeAlias = Literal["disconnect", "revoke"]
+
+CONNECTED: Final = 0
+"""IVS lists the participant as connected."""
+NAMED: Final = 1
+"""Asked for by its id."""
+ISSUED: Final = 2
+"""A living token that nobody is connected with, as far as is known."""
+WAITING: Final = 3
+"""IVS knew no such participant; its token lives and a ban stands, so it is tried again."""
+
+WAITING_SHARE: Final = 0.2
+"""Of the calls, while others are due: or those that wait would starve behind a full stage."""
+
+MAX_PAGE: Final = 1000
+_PURGED_AT_ONCE: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """A call to be made for a request, unless it is pending already."""
+
+    operation: Operation
+    stage_arn: str
+    target_id: str
+    user_id: str | None
+    rank: int
+    deadline: float
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What two pending calls must not have in common."""
+        return (self.operation, self.stage_arn, self.target_id)
+
+
+@dataclass(frozen=True, slots=True)
+class DueCall:
+    """A call whose time has come; `attempts` were made before."""
+
+    call_id: int
+    region: str
+    operation: Operation
+    stage_arn: str
+    target_id: str
+    user_id: str | None
+    reason: str
+    rank: int
+    attempts: int
+    deadline: float
+
+
+_DUE_COLUMNS: Final = tuple(calls.c[name] for name in DueCall.__dataclass_fields__)
+_DONE_FOR_GOOD: Final = frozenset({"disconnected", "failed"})
+
+
+class DisconnectStore:
+    """The requests and calls of all replicas; every method raises StoreUnavailableError."""
+
+    def __init__(self, engine: AsyncEngine, transactions: Transactions) -> None:
+        self._engine = engine
+        self._transactions = transactions
+
+    async def add(
+        self,
+        request: Disconnect,
+        *,
+        ban: Ban | None,
+        first: NewCall | None,
+        claim: Claim | None,
+    ) -> tuple[Ban | None, str | None]:
+        """Store a request with its ban, its first call and its claim, all or nothing.
+
+        Returns the ban as stored, and None; or, where another request took the claim's key, None and
+        that one's result. Raises IdempotencyConflictError.
+        """
+
+        def work(connection: Connection) -> tuple[Ban | None, str | None]:
+            if claim is not None:
+                late = claim_all(connection, [claim], request.created_at)
+                if claim in late:
+                    return None, late[claim].to(claim.ref)
+            stored_ban = None if ban is None else add_ban(connection, ban)
+            names = disconnects.c.keys()
+            connection.execute(
+                insert(disconnects).values({name: getattr(request, name) for name in names})
+            )
+            if first is not None:
+                _enqueue(connection, request, [first], request.created_at)
+            return stored_ban, None
+
+        return await self._transactions.run("store disconnect", work)
+
+    async def get(self, disconnect_id: str) -> Disconnect:
+        """Return a request; raises NotFoundError."""
+        rows = await self._all(
+            select(disconnects).where(disconnects.c.disconnect_id == disconnect_id)
+        )
+        if not rows:
+            raise NotFoundError("There is no such disconnect.")
+        return _disconnect(rows[0])
+
+    async def due_sweeps(self, region: str, now: float, limit: int) -> list[Disconnect]:
+        """Return requests of which it is time to look for whom they mean, longest due first."""
+        query = (
+            select(disconnects)
+            .where(disconnects.c.region == region, disconnects.c.next_sweep_at <= now)
+            .order_by(disconnects.c.next_sweep_at)
+            .limit(limit)
+        )
+        return [_disconnect(row) for row in await self._all(query)]
+
+    async def enqueue(self, request: Disconnect, found: Sequence[NewCall], now: float) -> None:
+        """Add calls for whom a request turned out to mean; those it has already are left alone."""
+        await self._transactions.run(
+            "enqueue calls", lambda connection: _enqueue(connection, request, found, now)
+        )
+
+    async def swept(
+        self,
+        request: Disconnect,
+        *,
+        next_sweep_at: float | None,
+        error: str | None = None,
+    ) -> None:
+        """Note that a sweep was done, or failed with the code `error`, and when the next is due."""
+        statement = (
+            update(disconnects)
+            .where(disconnects.c.disconnect_id == request.disconnect_id)
+            .values(
+                next_sweep_at=next_sweep_at,
+                sweeps=request.sweeps + (error is None),
+                failed_sweeps=0 if error is None else request.failed_sweeps + 1,
+                last_error=error,
+            )
+        )
+        await self._transactions.run("note sweep", lambda connection: connection.execute(statement))
+
+    async def due_calls(self, region: str, now: float, limit: int) -> list[DueCall]:
+        """Return calls to make now, best first; a share of them from among those that wait."""
+        waiting = max(1, round(limit * WAITING_SHARE))
+        due = (
+            select(*_DUE_COLUMNS)
+            .where(
+                calls.c.region == region,
+                calls.c.state == "pending",
+                calls.c.next_attempt_at <= now,
+            )
+            .order_by(calls.c.rank, calls.c.next_attempt_at)
+        )
+        first = await self._all(due.where(calls.c.rank < WAITING).limit(limit))
+        room = limit - len(first) if len(first) < limit - waiting else waiting
+        last = await self._all(due.where(calls.c.rank == WAITING).limit(room))
+        found = first[: limit - len(last)] + last
+        return [DueCall(*tuple(row)) for row in found]
+
+    async def settle(
+        self, call: DueCall, state: CallState, *, attempts: int, error: str | None, now: float
+    ) -> None:
+        """Note how a call ended; where IVS took it, on the participant's tokens as well."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                _pending(call).values(
+                    state=state, attempts=attempts, last_error=error, updated_at=now
+                )
+            )
+            if state == "disconnected":
+                mark_disconnected(connection, call.target_id, now)
+
+        await self._transactions.run("settle call", work)
+
+    async def put_off(
+        self,
+        call: DueCall,
+        *,
+        until: float,
+        attempts: int,
+        error: str,
+        now: float,
+        waiting: bool = False,
+    ) -> None:
+        """Note that a call is to be made again at `until`; `waiting`, because IVS knew no such one."""
+        values: dict[str, object] = {
+            "attempts": attempts,
+            "last_error": error,
+            "next_attempt_at": until,
+            "updated_at": now,
+        }
+        if waiting:
+            values["rank"] = WAITING
+        await self._transactions.run(
+            "put call off", lambda connection: connection.execute(_pending(call).values(values))
+        )
+
+    async def queue_length(self, region: str) -> int:
+        """Count the calls of a Region that are to be made, apart from those that wait."""
+        query = (
+            select(func.count())
+            .select_from(calls)
+            .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank < WAITING)
+        )
+        return int((await self._all(query))[0][0])
+
+    async def progress(
+        self, disconnect_id: str, *, now: float, cursor: str | None = None, limit: int = 100
+    ) -> DisconnectProgress:
+        """Return where a request stands, with a page of its participants (at most 1000).
+
+        Raises NotFoundError, and InvalidRequestError for a cursor that is none.
+        """
+        after = _cursor(cursor)
+        limit = min(max(limit, 1), MAX_PAGE)
+        request = await self.get(disconnect_id)
+        of_request = (
+            calls.join(members, members.c.call_id == calls.c.call_id),
+            members.c.disconnect_id == disconnect_id,
+        )
+        grouped = (
+            select(
+                calls.c.state,
+                calls.c.rank == WAITING,
+                func.count(),
+                func.max(calls.c.deadline),
+            )
+            .select_from(of_request[0])
+            .where(of_request[1])
+            .group_by(calls.c.state, calls.c.rank == WAITING)
+        )
+        page = (
+            select(calls)
+            .select_from(of_request[0])
+            .where(of_request[1], calls.c.call_id > after)
+            .order_by(calls.c.call_id)
+            .limit(limit + 1)
+        )
+        groups = [tuple(row) for row in await self._all(grouped)]
+        rows = await self._all(page)
+        counts: dict[CallState, int] = {}
+        for state, _, count, _ in groups:
+            counts[state] = counts.get(state, 0) + count
+        done = request.next_sweep_at is None and counts.get("pending", 0) == 0
+        expected = None if done else await self._expected(request, groups, now)
+        more = len(rows) > limit
+        return DisconnectProgress(
+            disconnect=request,
+            done=done,
+            counts=counts,
+            expected_completion=expected,
+            participants=tuple(_progress(row) for row in rows[:limit]),
+            next_cursor=str(rows[limit - 1].call_id) if more else None,
+        )
+
+    async def _expected(
+        self, request: Disconnect, groups: Sequence[tuple[Any, ...]], now: float
+    ) -> float:
+        """Return when a request is expected to be done: its Region's queue at its pace.
+
+        Those that wait for a participant to appear are done when their tokens expire.
+        """
+        moments = [now + SPACING_SECONDS * await self.queue_length(request.region)]
+        if request.next_sweep_at is not None:
+            moments.append(request.next_sweep_at)
+        moments += [
+            deadline for state, waits, _, deadline in groups if state == "pending" and waits
+        ]
+        return max(moments)
+
+    async def purge(self, before: float) -> int:
+        """Delete some requests made before `before` that are done, with their calls; return how many."""
+
+        def work(connection: Connection) -> int:
+            pending = (
+                select(members.c.disconnect_id)
+                .join(calls, calls.c.call_id == members.c.call_id)
+                .where(
+                    members.c.disconnect_id == disconnects.c.disconnect_id,
+                    calls.c.state == "pending",
+                )
+            )
+            due = select(disconnects.c.disconnect_id).where(
+                disconnects.c.created_at < before,
+                disconnects.c.next_sweep_at.is_(None),
+                ~pending.exists(),
+            )
+            ids = connection.execute(due.limit(_PURGED_AT_ONCE)).scalars().all()
+            if ids:
+                _delete_requests(connection, ids)
+            return len(ids)
+
+        return await self._transactions.run("purge disconnects", work)
+
+    async def _all(self, query: Select[Any]) -> list[Row[Any]]:
+        with store_faults("read disconnects"):
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(query)).all())
+
+
+def _enqueue(
+    connection: Connection, request: Disconnect, found: Sequence[NewCall], now: float
+) -> None:
+    handled = _handled(connection, request, [call.target_id for call in found])
+    wanted = [call for call in found if not _is_settled(call, handled)]
+    if not wanted:
+        return
+    insert_absent(
+        connection,
+        calls,
+        [
+            {
+                "region": request.region,
+                "operation": call.operation,
+                "stage_arn": call.stage_arn,
+                "target_id": call.target_id,
+                "user_id": call.user_id,
+                "reason": request.reason,
+                "rank": call.rank,
+                "state": "pending",
+                "attempts": 0,
+                "next_attempt_at": now,
+                "deadline": call.deadline,
+                "updated_at": now,
+            }
+            for call in wanted
+        ],
+    )
+    query = select(calls).where(
+        calls.c.state == "pending", calls.c.target_id.in_([call.target_id for call in wanted])
+    )
+    stored = {
+        (row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)
+    }
+    for call in wanted:
+        row = stored[call.identity]
+        if call.rank < row.rank or call.deadline > row.deadline:
+            sooner = call.rank < row.rank
+            connection.execute(
+                update(calls)
+                .where(calls.c.call_id == row.call_id)
+                .values(
+                    rank=min(call.rank, row.rank),
+                    deadline=max(call.deadline, row.deadline),
+                    next_attempt_at=now if sooner else row.next_attempt_at,
+                )
+            )
+    insert_absent(
+        connection,
+        members,
+        [
+            {
+                "disconnect_id": request.disconnect_id,
+                "call_id": stored[call.identity].call_id,
+            }
+            for call in wanted
+        ],
+    )
+
+
+def _handled(
+    connection: Connection, request: Disconnect, target_ids: Collection[str]
+) -> Mapping[tuple[str, str, str], str]:
+    """Return what became of those of a request's calls that are over."""
+    query = (
+        select(calls.c.operation, calls.c.stage_arn, calls.c.target_id, calls.c.state)
+        .join(members, members.c.call_id == calls.c.call_id)
+        .where(
+            members.c.disconnect_id == request.disconnect_id,
+            calls.c.state != "pending",
+            calls.c.target_id.in_(target_ids),
+        )
+    )
+    return {
+        (operation, stage_arn, target_id): state
+        for operation, stage_arn, target_id, state in connection.execute(query)
+    }
+
+
+def _is_settled(call: NewCall, handled: Mapping[tuple[str, str, str], str]) -> bool:
+    state = handled.get(call.identity)
+    if state is None:
+        return False
+    # Who was not connected and is now is a new case; who was disconnected is only listed late.
+    return state in _DONE_FOR_GOOD or call.rank != CONNECTED
+
+
+def _pending(call: DueCall) -> Any:
+    return update(calls).where(calls.c.call_id == call.call_id, calls.c.state == "pending")
+
+
+def _delete_requests(connection: Connection, ids: Sequence[str]) -> None:
+    call_ids = (
+        connection.execute(select(members.c.call_id).where(members.c.disconnect_id.in_(ids)))
+        .scalars()
+        .all()
+    )
+    connection.execute(delete(members).where(members.c.disconnect_id.in_(ids)))
+    connection.execute(delete(disconnects).where(disconnects.c.disconnect_id.in_(ids)))
+    still = select(members.c.call_id).where(members.c.call_id == calls.c.call_id)
+    for start in range(0, len(call_ids), 500):
+        some = call_ids[start : start + 500]
+        connection.execute(delete(calls).where(calls.c.call_id.in_(some), ~still.exists()))
+
+
+def _disconnect(row: Row[Any]) -> Disconnect:
+    return Disconnect(*(getattr(row, name) for name in Disconnect.__dataclass_fields__))
+
+
+def _progress(row: Row[Any]) -> ParticipantProgress:
+    return ParticipantProgress(
+        target_id=row.target_id,
+        operation=cast("Operation", row.operation),
+        state=cast("CallState", row.state),
+        attempts=row.attempts,
+        next_attempt_at=row.next_attempt_at if row.state == "pending" else None,
+        last_error=row.last_error,
+        updated_at=row.updated_at,
+    )
+
+
+def _cursor(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        reason = "is not a cursor of this service"
+        raise InvalidRequestError(
+            f"cursor: {reason}", errors=(FieldError("cursor", "invalid", reason),)
+        )
+    return int(cursor)

@@ -1,0 +1,245 @@
+"""Kicks and bans as callers ask for them: stored before they are answered.
+
+A disconnect with a ban stores both in one transaction, and puts the ban into this process's list
+before it returns, so that no mint of this replica succeeds after the answer; the other replicas
+follow within a second (`bans.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tokensvc.errors import NotFoundError
+from tokensvc.ledger import Claim, IdempotencyRef, Ledger
+from tokensvc.revocation.ban_store import BanStore
+from tokensvc.revocation.bans import Ban, BanKind, BanList
+from tokensvc.revocation.disconnect_store import (
+    NAMED,
+    DisconnectStore,
+    NewCall,
+)
+from tokensvc.revocation.disconnects import Disconnect, DisconnectAsk, DisconnectProgress
+from tokensvc.revocation.schedule import SPACING_SECONDS, deadline_of
+from tokensvc.tokens.ids import new_participant_id
+
+__all__ = ["Accepted", "Revocations"]
+
+MAX_SLICES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A stored request; `expected_completion` in Unix seconds, an estimate from the queue's length."""
+
+    disconnect_id: str
+    ban_id: str | None
+    expected_completion: float
+
+
+class Revocations:
+    """Takes disconnects, revocations and bans; `wake(region)` tells this process's worker of work.
+
+    `idempotency_window` and `retention`, of requests that are done, are in seconds. Every method raises StoreUnavailableError.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: DisconnectStore,
+        ban_store: BanStore,
+        bans: BanList,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        wake: Callable[[str], None],
+        idempotency_window: float,
+        retention: float,
+        new_id: Callable[[], str] = new_participant_id,
+    ) -> None:
+        self._store = store
+        self._ban_store = ban_store
+        self._bans = bans
+        self._ledger = ledger
+        self._clock = clock
+        self._wake = wake
+        self._window = idempotency_window
+        self._retention = retention
+        self._new_id = new_id
+
+    async def disconnect(
+        self, ask: DisconnectAsk, *, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> Accepted:
+        """Store a request, with its ban, and return once neither can be lost.
+
+        The same `ref` again gives the same request; raises IdempotencyConflictError.
+        """
+        now = self._clock()
+        first = await self._first_call(ask, now)
+        ban = self._ban_of(ask, caller_id, now)
+        request = Disconnect(
+            disconnect_id=f"dis-{self._new_id()}",
+            kind=ask.kind,
+            region=ask.region,
+            stage_arn=ask.stage_arn,
+            user_id=ask.user_id,
+            target_id=ask.target_id,
+            reason=ask.reason,
+            ban_id=None if ban is None else ban.ban_id,
+            caller_id=caller_id,
+            created_at=now,
+            next_sweep_at=now if first is None else None,
+            sweeps=0,
+            failed_sweeps=0,
+            last_error=None,
+        )
+        claim = None if ref is None else Claim(ref, _result(request), now + self._window)
+        stored_ban, earlier = await self._store.add(request, ban=ban, first=first, claim=claim)
+        if earlier is not None:
+            facts = json.loads(earlier)
+            known = await self._store.progress(facts["disconnectId"], now=now, limit=1)
+            return Accepted(facts["disconnectId"], facts["banId"], known.expected_completion or now)
+        if stored_ban is not None:
+            self._bans.apply([stored_ban])
+        self._wake(ask.region)
+        return Accepted(request.disconnect_id, request.ban_id, await self._expected(request, now))
+
+    async def revoke_connection_token(
+        self, token_id: str, *, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> Accepted:
+        """Store the revocation of a connection token of the ledger; raises NotFoundError."""
+        found = await self._ledger.latest(token_id)
+        if found is None or found.kind != "connection":
+            raise NotFoundError("There is no such connection token.")
+        ask = DisconnectAsk.of_connection_token(found.region, token_id)
+        return await self.disconnect(ask, caller_id=caller_id, ref=ref)
+
+    async def progress(
+        self, disconnect_id: str, *, cursor: str | None = None, limit: int = 100
+    ) -> DisconnectProgress:
+        """Return where a request stands; raises NotFoundError and InvalidRequestError (`cursor`)."""
+        return await self._store.progress(
+            disconnect_id, now=self._clock(), cursor=cursor, limit=limit
+        )
+
+    async def ban(
+        self,
+        *,
+        stage_arn: str | None = None,
+        user_id: str | None = None,
+        participant_id: str | None = None,
+        until: float | None = None,
+        reason: str = "",
+        caller_id: str | None,
+    ) -> Ban:
+        """Ban a user on a stage, a user everywhere, a participant or a stage, `until` Unix seconds.
+
+        Holds in this process when it returns. Raises ValueError where the three name no such thing.
+        """
+        ban = self._new_ban(
+            stage_arn=stage_arn,
+            user_id=user_id,
+            participant_id=participant_id,
+            until=until,
+            reason=reason,
+            caller_id=caller_id,
+            now=self._clock(),
+        )
+        stored = await self._ban_store.add(ban)
+        self._bans.apply([stored])
+        return stored
+
+    async def lift(self, ban_id: str) -> Ban:
+        """Lift a ban; raises NotFoundError."""
+        lifted = await self._ban_store.lift(ban_id)
+        self._bans.apply([lifted])
+        return lifted
+
+    async def tidy(self) -> None:
+        """Delete what is long over, in slices; to be repeated every minute or so."""
+        for _ in range(MAX_SLICES):
+            deleted = await self._store.purge(self._clock() - self._retention)
+            deleted += await self._ban_store.purge()
+            if deleted == 0:
+                return
+
+    def _ban_of(self, ask: DisconnectAsk, caller_id: str | None, now: float) -> Ban | None:
+        if ask.ban is None:
+            return None
+        of_participant = ask.ban_kind == "participant"
+        return self._new_ban(
+            stage_arn=None if of_participant else ask.stage_arn,
+            user_id=ask.user_id,
+            participant_id=ask.target_id if of_participant else None,
+            until=now + ask.ban if ask.ban else None,
+            reason=ask.reason,
+            caller_id=caller_id,
+            now=now,
+        )
+
+    def _new_ban(
+        self,
+        *,
+        stage_arn: str | None,
+        user_id: str | None,
+        participant_id: str | None,
+        until: float | None,
+        reason: str,
+        caller_id: str | None,
+        now: float,
+    ) -> Ban:
+        given = (stage_arn is not None, user_id is not None, participant_id is not None)
+        kinds: dict[tuple[bool, bool, bool], BanKind] = {
+            (True, True, False): "user_on_stage",
+            (False, True, False): "user",
+            (False, False, True): "participant",
+            (True, False, False): "stage",
+        }
+        if given not in kinds:
+            raise ValueError(
+                "a ban is of a user, with or without a stage, a participant, or a stage"
+            )
+        return Ban(
+            ban_id=f"ban-{self._new_id()}",
+            kind=kinds[given],
+            stage_arn=stage_arn,
+            user_id=user_id,
+            participant_id=participant_id,
+            until=until,
+            reason=reason,
+            caller_id=caller_id,
+            created_at=now,
+        )
+
+    async def _first_call(self, ask: DisconnectAsk, now: float) -> NewCall | None:
+        if ask.kind not in {"participant", "connection_token"} or ask.target_id is None:
+            return None
+        issued = await self._ledger.latest(ask.target_id)
+        exp = await self._ledger.last_expiry_of(ask.target_id)
+        if ask.kind == "connection_token":
+            deadline = deadline_of(exp, maybe_connected=False, now=now)
+            return NewCall("revoke", "", ask.target_id, None, NAMED, max(deadline, now + 60))
+        return NewCall(
+            "disconnect",
+            ask.stage_arn or "",
+            ask.target_id,
+            None if issued is None else issued.user_id,
+            NAMED,
+            deadline_of(exp, maybe_connected=True, now=now),
+        )
+
+    async def _expected(self, request: Disconnect, now: float) -> float:
+        ahead = await self._store.queue_length(request.region)
+        if request.next_sweep_at is not None:
+            ahead += await self._ledger.count_living(
+                now,
+                stage_arn=request.stage_arn,
+                user_id=request.user_id,
+                key_id=request.target_id if request.kind == "key" else None,
+            )
+        return now + SPACING_SECONDS * max(1, ahead)
+
+
+def _result(request: Disconnect) -> str:
+    return json.dumps({"disconnectId": request.disconnect_id, "banId": request.ban_id})

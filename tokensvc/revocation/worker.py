@@ -1,0 +1,434 @@
+"""The worker of one Region: turns stored disconnects into calls to IVS, at IVS's pace.
+
+Of all processes only the holder of the Region's lease works, and it begins a call every 205 ms at
+most, so the quota of 5 a second is kept however many replicas there are. A new holder waits a second
+before its first call. Whatever a process was doing when it died is done again by the next holder:
+looking for whom a request means and disconnecting somebody may both be repeated.
+
+Three loops: one keeps the lease, one sweeps, one calls. A sweep asks IVS who is connected and the
+ledger what was issued, and adds calls. Where a ban stands there is a second sweep after
+`SETTLE_SECONDS`, for tokens that were being issued on some replica when the ban came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, Protocol
+
+import structlog
+
+from tokensvc.errors import (
+    IvsError,
+    IvsNotFoundError,
+    IvsRejectedError,
+    IvsThrottledError,
+    StoreUnavailableError,
+    TokenServiceError,
+)
+from tokensvc.ivs.gateway import Participant
+from tokensvc.ledger import MAX_RECORD_SECONDS, Ledger
+from tokensvc.ledger.lookups import IssuedRecord
+from tokensvc.revocation.bans import BanList
+from tokensvc.revocation.disconnect_store import (
+    CONNECTED,
+    ISSUED,
+    DisconnectStore,
+    DueCall,
+    NewCall,
+)
+from tokensvc.revocation.disconnects import Disconnect
+from tokensvc.revocation.schedule import (
+    SESSION_SECONDS,
+    SPACING_SECONDS,
+    deadline_of,
+    retry_delay,
+)
+from tokensvc.store.leases import Lease, LeaseStore
+
+__all__ = ["SETTLE_SECONDS", "DisconnectGateway", "DisconnectWorker"]
+
+LEASE_SECONDS: Final = 20.0
+RENEW_SECONDS: Final = 4.0
+HANDOVER_SECONDS: Final = 1.0
+"""Between the last call of one holder and the first of the next: what IVS's quota is counted over."""
+
+IDLE_SECONDS: Final = 0.5
+"""How soon a request that another replica stored is seen."""
+
+SETTLE_SECONDS: Final = MAX_RECORD_SECONDS + 5.0
+"""After a ban: 1 s until all replicas see it, what a mint under way may take, and a margin."""
+
+CALLS_AT_ONCE: Final = 10
+SWEEPS_AT_ONCE: Final = 4
+LEDGER_PAGE: Final = 500
+
+_log = structlog.get_logger(__name__)
+
+
+class DisconnectGateway(Protocol):
+    """IVS, as far as revocation needs it; see `ivs.gateway.IvsGateway`. Raises IvsError subclasses."""
+
+    async def list_participants(
+        self, region: str, *, stage_arn: str, user_id: str | None = None
+    ) -> Sequence[Participant]:
+        """Return who is connected to the stage now."""
+        ...
+
+    async def disconnect_participant(
+        self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
+    ) -> None:
+        """Disconnect a participant for good."""
+        ...
+
+    async def revoke_connection_token(self, region: str, token_id: str) -> None:
+        """Revoke a connection token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTimes:
+    """Where a worker's time comes from.
+
+    `clock`: Unix seconds. `monotonic`: seconds of a clock that never steps, for the pace. `luck`: 0 to 1.
+    """
+
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], Awaitable[object]]
+    luck: Callable[[], float]
+
+
+class DisconnectWorker:
+    """The worker of `region` in this process; `holder` is a random name of this process run."""
+
+    def __init__(
+        self,
+        region: str,
+        holder: str,
+        *,
+        store: DisconnectStore,
+        leases: LeaseStore,
+        ledger: Ledger,
+        bans: BanList,
+        gateway: DisconnectGateway,
+        times: WorkerTimes,
+    ) -> None:
+        self._region = region
+        self._holder = holder
+        self._store = store
+        self._leases = leases
+        self._ledger = ledger
+        self._bans = bans
+        self._gateway = gateway
+        self._times = times
+        self._lease: Lease | None = None
+        self._next_call_at = 0.0
+        self._woken = asyncio.Event()
+
+    async def run(self) -> NoReturn:
+        """Work until cancelled; then let the next holder in."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._for_ever(self.keep_lease, RENEW_SECONDS))
+                group.create_task(self._for_ever(self.sweep, IDLE_SECONDS))
+                group.create_task(self._for_ever(self.call, IDLE_SECONDS))
+        finally:
+            await self._give_lease_back()
+        raise AssertionError("a worker ends only by being cancelled")
+
+    def wake(self) -> None:
+        """Look for work now: a request of this Region was stored in this process."""
+        self._woken.set()
+
+    async def keep_lease(self) -> bool:
+        """Take the Region's lease or renew it; raises StoreUnavailableError."""
+        now = self._times.clock()
+        name = f"disconnects:{self._region}"
+        if self._lease is not None:
+            self._lease = await self._leases.renew(self._lease, seconds=LEASE_SECONDS, now=now)
+        if self._lease is None:
+            self._lease = await self._leases.take(
+                name, self._holder, seconds=LEASE_SECONDS, now=now
+            )
+            if self._lease is not None:
+                self._next_call_at = self._times.monotonic() + HANDOVER_SECONDS
+                _log.info("disconnect_lease_taken", region=self._region, fence=self._lease.fence)
+        return False
+
+    async def sweep(self) -> bool:
+        """Find out whom the requests that are due mean; tell whether there were any."""
+        if not self._may_work():
+            return False
+        due = await self._store.due_sweeps(self._region, self._times.clock(), SWEEPS_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for request in due:
+                group.create_task(self._sweep_one(request))
+        return bool(due)
+
+    async def call(self) -> bool:
+        """Make the calls that are due, as many as one round takes; tell whether there were any."""
+        if not self._may_work():
+            return False
+        due = await self._store.due_calls(self._region, self._times.clock(), CALLS_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for call in due:
+                if self._times.clock() >= call.deadline:
+                    await self._expire(call)
+                    continue
+                await self._turn()
+                if not self._may_work():
+                    break
+                group.create_task(self._call_one(call))
+        return bool(due)
+
+    def _may_work(self) -> bool:
+        return self._lease is not None and self._lease.may_work(self._times.clock())
+
+    async def _turn(self) -> None:
+        """Wait until the next call may begin."""
+        while (wait := self._next_call_at - self._times.monotonic()) > 0:
+            await self._times.sleep(wait)
+        self._next_call_at = self._times.monotonic() + SPACING_SECONDS
+
+    # --- whom a request means ---------------------------------------------------------------------
+
+    async def _sweep_one(self, request: Disconnect) -> None:
+        try:
+            await self._expand(request)
+        except Exception as error:  # noqa: BLE001 - one request's fault must not stop the others'
+            await self._sweep_again_later(request, error)
+
+    async def _expand(self, request: Disconnect) -> None:
+        error: TokenServiceError | None = None
+        connected: set[str] = set()
+        if request.stage_arn is not None:
+            try:
+                connected = await self._enqueue_connected(request, request.stage_arn)
+            except IvsNotFoundError:
+                pass  # no such stage, so nobody is on it
+            except IvsError as fault:
+                error = fault
+        listed = request.stage_arn is not None and error is None
+        await self._enqueue_issued(request, connected, listed=listed)
+        if error is not None:
+            raise error
+        # Without a ban, who comes back with a new token is welcome.
+        again = request.ban_id is not None and request.sweeps == 0
+        await self._store.swept(
+            request, next_sweep_at=request.created_at + SETTLE_SECONDS if again else None
+        )
+
+    async def _enqueue_connected(self, request: Disconnect, stage_arn: str) -> set[str]:
+        participants = await self._gateway.list_participants(
+            self._region, stage_arn=stage_arn, user_id=request.user_id
+        )
+        now = self._times.clock()
+        found = [
+            NewCall(
+                "disconnect",
+                stage_arn,
+                participant.participant_id,
+                participant.user_id,
+                CONNECTED,
+                deadline_of(None, maybe_connected=True, now=now),
+            )
+            for participant in participants
+            if request.ban_id is not None or not _came_after(participant, request)
+        ]
+        for start in range(0, len(found), LEDGER_PAGE):
+            await self._store.enqueue(request, found[start : start + LEDGER_PAGE], now)
+        return {call.target_id for call in found}
+
+    async def _enqueue_issued(
+        self, request: Disconnect, connected: set[str], *, listed: bool
+    ) -> None:
+        cursor = None
+        while True:
+            now = self._times.clock()
+            page = await self._ledger.living(
+                now,
+                stage_arn=request.stage_arn,
+                user_id=request.user_id,
+                key_id=request.target_id if request.kind == "key" else None,
+                cursor=cursor,
+                limit=LEDGER_PAGE,
+            )
+            found = {
+                token.token_id: _call_for(token, listed=listed, now=now)
+                for token in page.tokens
+                if _is_meant(token, request) and token.token_id not in connected
+            }
+            await self._store.enqueue(request, list(found.values()), now)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def _sweep_again_later(self, request: Disconnect, error: Exception) -> None:
+        now = self._times.clock()
+        code = _code(error)
+        _log.warning(
+            "disconnect_sweep_failed",
+            disconnect_id=request.disconnect_id,
+            region=self._region,
+            code=code,
+            exc_info=None if isinstance(error, TokenServiceError) else error,
+        )
+        delay = retry_delay(request.failed_sweeps + 1, self._times.luck())
+        # After a day nobody can still be connected whom this request meant.
+        gone = now > request.created_at + SESSION_SECONDS
+        await self._store.swept(request, next_sweep_at=None if gone else now + delay, error=code)
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    async def _call_one(self, call: DueCall) -> None:
+        try:
+            await self._ask_and_note(call)
+        except Exception as error:  # noqa: BLE001 - other calls are under way beside this one
+            # Nothing was noted, so the call is still pending and will be made again.
+            _log.error(
+                "disconnect_call_not_noted",
+                region=self._region,
+                target=call.target_id,
+                code=_code(error),
+                exc_info=None if isinstance(error, TokenServiceError) else error,
+            )
+
+    async def _ask_and_note(self, call: DueCall) -> None:
+        attempts = call.attempts + 1
+        try:
+            await self._ask_ivs(call)
+        except IvsNotFoundError as error:
+            await self._not_connected(call, attempts, error)
+        except IvsRejectedError as error:
+            self._log_failure(call, attempts, error)
+            await self._store.settle(
+                call, "failed", attempts=attempts, error=error.code, now=self._times.clock()
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it was, the call is tried again
+            if isinstance(error, IvsThrottledError):
+                # Somebody else spends the quota, too: give it time to fill.
+                pause = min(max(error.retry_after or 0.0, HANDOVER_SECONDS), 10.0)
+                self._next_call_at = max(self._next_call_at, self._times.monotonic() + pause)
+            self._log_failure(call, attempts, error)
+            await self._put_off(call, attempts, _code(error))
+        else:
+            await self._store.settle(
+                call, "disconnected", attempts=attempts, error=None, now=self._times.clock()
+            )
+
+    async def _ask_ivs(self, call: DueCall) -> None:
+        if call.operation == "revoke":
+            await self._gateway.revoke_connection_token(self._region, call.target_id)
+            return
+        await self._gateway.disconnect_participant(
+            self._region,
+            stage_arn=call.stage_arn,
+            participant_id=call.target_id,
+            reason=call.reason,
+        )
+
+    async def _not_connected(self, call: DueCall, attempts: int, error: IvsNotFoundError) -> None:
+        """IVS knows no such participant, which does not mean that its token is revoked."""
+        now = self._times.clock()
+        ban = self._bans.check(call.stage_arn or None, call.user_id, call.target_id, now)
+        if ban is None:
+            await self._store.settle(
+                call, "not_connected", attempts=attempts, error=error.code, now=now
+            )
+            return
+        await self._put_off(call, attempts, "not_connected", waiting=True)
+
+    async def _put_off(
+        self, call: DueCall, attempts: int, error: str, *, waiting: bool = False
+    ) -> None:
+        now = self._times.clock()
+        until = now + retry_delay(attempts, self._times.luck(), not_connected=waiting)
+        await self._store.put_off(
+            call,
+            until=min(until, call.deadline),
+            attempts=attempts,
+            error=error,
+            now=now,
+            waiting=waiting,
+        )
+
+    async def _expire(self, call: DueCall) -> None:
+        await self._store.settle(
+            call, "expired", attempts=call.attempts, error=None, now=self._times.clock()
+        )
+
+    def _log_failure(self, call: DueCall, attempts: int, error: Exception) -> None:
+        _log.warning(
+            "disconnect_call_failed",
+            region=self._region,
+            target=call.target_id,
+            call=call.operation,
+            attempts=attempts,
+            code=_code(error),
+            exc_info=None if isinstance(error, TokenServiceError) else error,
+        )
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def _for_ever(self, work: Callable[[], Awaitable[bool]], idle: float) -> None:
+        failing = False
+        while True:
+            try:
+                busy = await work()
+            except Exception as error:  # noqa: BLE001 - what is stored must be done, whatever one round met
+                busy = False
+                if not failing:
+                    _log.error("disconnect_worker_failed", region=self._region, exc_info=error)
+                failing = True
+            else:
+                failing = False
+            if not busy:
+                await self._rest(idle)
+
+    async def _rest(self, seconds: float) -> None:
+        resting = asyncio.ensure_future(self._times.sleep(seconds))
+        woken = asyncio.create_task(self._woken.wait())
+        try:
+            await asyncio.wait({resting, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            resting.cancel()
+            woken.cancel()
+            self._woken.clear()
+
+    async def _give_lease_back(self) -> None:
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        try:
+            free_at = self._times.clock() + HANDOVER_SECONDS
+            await self._leases.give_back(lease, free_at=free_at)
+        except StoreUnavailableError as error:
+            _log.warning("disconnect_lease_not_given_back", detail=error.detail)
+
+
+def _code(error: Exception) -> str:
+    return error.code if isinstance(error, TokenServiceError) else TokenServiceError.code
+
+
+def _came_after(participant: Participant, request: Disconnect) -> bool:
+    joined = participant.first_join_time
+    return joined is not None and joined > request.created_at
+
+
+def _is_meant(token: IssuedRecord, request: Disconnect) -> bool:
+    if token.disconnected_at is not None:
+        return False
+    if request.kind != "key" and token.kind != "participant":
+        return False
+    return request.ban_id is not None or request.kind == "key" or token.iat <= request.created_at
+
+
+def _call_for(token: IssuedRecord, *, listed: bool, now: float) -> NewCall:
+    if token.kind == "connection":
+        return NewCall("revoke", "", token.token_id, None, ISSUED, float(token.exp))
+    deadline = deadline_of(token.exp, maybe_connected=not listed, now=now)
+    return NewCall(
+        "disconnect", token.stage_arn or "", token.token_id, token.user_id, ISSUED, deadline
+    )
