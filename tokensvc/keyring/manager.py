@@ -24,7 +24,9 @@ from tokensvc.errors import (
 )
 from tokensvc.ivs.gateway import PublicKeySummary
 from tokensvc.keyring import phases
+from tokensvc.keyring.adoption import Adoption
 from tokensvc.keyring.drain import DrainMarks
+from tokensvc.keyring.drift import ReconcileReport, findings
 from tokensvc.keyring.imports import ImportedKeys, PublicKeyGateway, Sleep
 from tokensvc.keyring.invalidation import InvalidationReport
 from tokensvc.keyring.observer import Observer
@@ -111,6 +113,14 @@ class RingManager:
             ring_id=ring_id,
             clock=clock,
         )
+        self._adoption = Adoption(
+            store=store,
+            imported=self._imported,
+            sealer=sealer,
+            ring_id=ring_id,
+            backend=signer_backend,
+            clock=clock,
+        )
         self._barred: dict[str, str] = {}
         self._unfit: set[str] = set()
         self._verified_at: dict[str, float] = {}
@@ -183,6 +193,26 @@ class RingManager:
         if to is not None and to not in {key.key_id for key in ring.in_phase(KeyPhase.STANDBY)}:
             raise NotFoundError(f"There is no STANDBY key {to} in {region}.", key_id=to)
         return await self.tick(region, RotateNow(ring.active.key_id, to))
+
+    async def reconcile(self, region: str, *, dry_run: bool = False) -> ReconcileReport:
+        """Say where the stored ring and what IVS holds differ, and put it right unless `dry_run`.
+
+        Repairing is a tick, so what is due is done too. Raises IvsError, KeyMismatchError and
+        StoreUnavailableError where looking fails; what a repair runs into is in the status.
+        """
+        ring, facts = await _Walk(self._observer, self._store, region).look()
+        steps = plan(ring, self._policy, facts, self._clock())
+        return ReconcileReport(
+            region=region,
+            dry_run=dry_run,
+            findings=findings(ring, facts),
+            planned=tuple(_name(step) for step in steps if not isinstance(step, Wait)),
+            status=None if dry_run else await self.tick(region),
+        )
+
+    async def adopt(self, region: str, private_key: bytes, arn: str) -> KeyRecord:
+        """Take a key whose public half is in IVS already into the ring; see `Adoption.adopt`."""
+        return await self._adoption.adopt(region, private_key, arn)
 
     async def load_view(self) -> RingView:
         """Return the stored ring with its ACTIVE keys ready to sign.

@@ -25,6 +25,7 @@ from tokensvc.keyring.record import DeleteReason, IllegalKeyStateError, KeyPhase
 __all__ = [
     "Drained",
     "activate",
+    "adopt",
     "adopt_orphan",
     "checked",
     "condemn",
@@ -93,6 +94,31 @@ def retire(key: KeyRecord, *, now: float) -> KeyRecord:
     if key.phase is not KeyPhase.ACTIVE:
         raise IllegalKeyStateError(f"key {key.key_id} is {key.phase}; only an ACTIVE key retires")
     return replace(key, phase=KeyPhase.RETIRING, sealed_private_key=None, retired_at=now)
+
+
+def adopt(
+    *,
+    key_id: str,
+    region: str,
+    arn: str,
+    name: str,
+    public_key_pem: str,
+    sealed_private_key: bytes,
+    now: float,
+) -> KeyRecord:
+    """A key made elsewhere, whose halves were checked against what IVS holds at `now`."""
+    return KeyRecord(
+        key_id=key_id,
+        region=region,
+        phase=KeyPhase.STANDBY,
+        name=name,
+        public_key_pem=public_key_pem,
+        sealed_private_key=sealed_private_key,
+        created_at=now,
+        arn=arn,
+        imported_at=now,
+        checked_at=now,
+    )
 
 
 def adopt_orphan(

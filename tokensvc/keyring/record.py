@@ -22,6 +22,7 @@ __all__ = [
     "KeyRecord",
     "RingState",
     "check_ring_id",
+    "is_tagged",
     "key_name",
     "key_tags",
     "tagged_key_id",
@@ -208,6 +209,11 @@ def key_tags(ring_id: str, owner: str, key_id: str) -> dict[str, str]:
     alone.
     """
     return {RING_ID_TAG: ring_id, OWNER_TAG: owner, KEY_ID_TAG: key_id}
+
+
+def is_tagged(tags: Mapping[str, str]) -> bool:
+    """Tell whether the tags are those of any ring of this program."""
+    return RING_ID_TAG in tags
 
 
 def tagged_key_id(ring_id: str, owner: str, tags: Mapping[str, str]) -> str | None:

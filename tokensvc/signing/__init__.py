@@ -8,6 +8,7 @@ A private key and the ARN that IVS gave its public half are one immutable object
 cannot meet another key's signature, because nothing here takes the two apart.
 """
 
+from tokensvc.signing.given import read_private_key
 from tokensvc.signing.keys import (
     fingerprint,
     generate_private_key,
@@ -31,6 +32,7 @@ __all__ = [
     "load_signer",
     "public_key_der",
     "public_key_pem",
+    "read_private_key",
     "self_check",
     "signatures_per_second",
     "spki",
