@@ -133,17 +133,16 @@ def _prepare(folder: Path, running: ExitStack) -> tuple[dict[str, str], str, str
         "AWS_SECRET_ACCESS_KEY": "bench",
         "TOKENSVC_DATA_DIR": str(folder),
         "TOKENSVC_REGIONS": _REGION,
-        "TOKENSVC_LOG_LEVEL": "warning",
         "TOKENSVC_HOST": "127.0.0.1",
     }
     emulator = running.enter_context(
-        _process(["emulator", "--port", "0"], environment, re.compile(r"http://127\.0\.0\.1:\d+"))
+        _process(["emulator", "--port", "0"], environment, re.compile(r"(?<=127\.0\.0\.1:)\d+"))
     )
-    environment["TOKENSVC_AWS_ENDPOINT_URL"] = emulator
+    environment["TOKENSVC_AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{emulator}"
     stages = boto3.client(
         "ivs-realtime",
         region_name=_REGION,
-        endpoint_url=emulator,
+        endpoint_url=environment["TOKENSVC_AWS_ENDPOINT_URL"],
         aws_access_key_id="bench",
         aws_secret_access_key="bench",
     )
@@ -157,9 +156,9 @@ def _prepare(folder: Path, running: ExitStack) -> tuple[dict[str, str], str, str
 @contextmanager
 def _service(environment: Mapping[str, str], cores: set[int]) -> Iterator[str]:
     """Run one worker; yields its URL once a key signs."""
-    at = re.compile(r"http://127\.0\.0\.1:\d+")
     arguments = ["serve", "--port", "0", "--workers", "1"]
-    with _process(arguments, {**environment, "TOKENSVC_LOG_LEVEL": "info"}, at, cores) as url:
+    with _process(arguments, environment, re.compile(r'(?<="port":)\d+'), cores) as port:
+        url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while httpx.get(f"{url}/readyz").status_code != 200:
             if time.monotonic() > deadline:
