@@ -7,36 +7,45 @@ those of IVS (IVS guide, "Distribute Tokens"; RealTimeAPIReference, CreatePartic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from typing import Any, TypeAlias
 
 from tokensvc.errors import FieldError, InvalidRequestError
 from tokensvc.tokens.arn import InvalidArnError, StageArn, cached_stage_arn
 from tokensvc.tokens.claims import ISSUERS
+from tokensvc.tokens.ids import is_token_id
 from tokensvc.tokens.limits import (
     CAPABILITIES,
     MAX_ATTRIBUTES_BYTES,
     MAX_DURATION_MINUTES,
+    MAX_TOKEN_ID_CHARS,
     MAX_USER_ID_CHARS,
     MIN_DURATION_MINUTES,
 )
 
 __all__ = [
     "MAX_SHOWN_CHARS",
+    "FieldParser",
     "invalid_fields",
     "json_type",
     "parse_attributes",
     "parse_capabilities",
     "parse_duration",
     "parse_issuer",
+    "parse_object",
     "parse_stage_arn",
+    "parse_token_id",
     "parse_user_id",
     "region_not_served",
+    "require",
     "shown_number",
     "too_long",
     "unknown_field",
     "wrong_type",
 ]
+
+FieldParser: TypeAlias = Callable[[object, list[FieldError]], Any]
 
 _MAX_REPORTED = 20
 MAX_SHOWN_CHARS = 64
@@ -230,6 +239,52 @@ def shown_number(number: int) -> str:
     return str(number) if abs(number) < 10**12 else "far outside"
 
 
+def parse_object(
+    body: object, parsers: Mapping[str, FieldParser], of: str, errors: list[FieldError]
+) -> dict[str, Any]:
+    """Return the fields of a JSON object by the parsers named for them; `null` is not given.
+
+    Raises InvalidRequestError for what is not an object.
+    """
+    if type(body) is not dict:
+        raise InvalidRequestError(
+            f"The request must be a JSON object, not {json_type(body)}.",
+            errors=(FieldError("", "type", "must be a JSON object"),),
+        )
+    values: dict[str, Any] = {}
+    for name, value in body.items():
+        parser = parsers.get(name)
+        if parser is None:
+            errors.append(unknown_field(name, tuple(parsers), of))
+        elif value is not None:
+            parsed = parser(value, errors)
+            if parsed is not None:
+                values[name] = parsed
+    return values
+
+
+def require(field: str, what: str, values: Mapping[str, object], errors: list[FieldError]) -> None:
+    """Add a fault where `field` was not given; one that was given and is wrong has its own."""
+    if field not in values and not any(error.field.startswith(field) for error in errors):
+        errors.insert(0, FieldError(field, "required", f"is required: {what}"))
+
+
+def parse_token_id(field: str) -> FieldParser:
+    """Return a parser of a `jti`: 1 to 64 of `[A-Za-z0-9_-]`."""
+
+    def parse(value: object, errors: list[FieldError]) -> str | None:
+        if type(value) is not str:
+            errors.append(wrong_type(field, "a string", value))
+        elif not is_token_id(value):
+            rule = f"1 to {MAX_TOKEN_ID_CHARS} of a-z, A-Z, 0-9, _ and -"
+            errors.append(FieldError(field, "pattern", f"must be {rule}", rule))
+        else:
+            return value
+        return None
+
+    return parse
+
+
 def too_long(
     duration: int,
     longest: int,
@@ -253,14 +308,18 @@ def region_not_served(field: str, region: str, regions: Collection[str]) -> Fiel
     return FieldError(
         field,
         "region_not_served",
-        f"is in Region {region}; this service serves {served} (TOKENSVC_REGIONS)",
+        f"is in Region {_shown_text(region)}; this service serves {served} (TOKENSVC_REGIONS)",
         served,
     )
 
 
 def unknown_field(name: str, known: Collection[str], of: str) -> FieldError:
     """Return the fault of a field that `of` does not have, with the closest one that it has."""
-    shown = name[:MAX_SHOWN_CHARS].encode("utf-8", "replace").decode("utf-8")
+    shown = _shown_text(name)
     close = get_close_matches(shown, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return FieldError(shown, "unknown_field", f"is not a field of {of}{hint}", ", ".join(known))
+
+
+def _shown_text(text: str) -> str:
+    return text[:MAX_SHOWN_CHARS].encode("utf-8", "replace").decode("utf-8")
