@@ -1,0 +1,353 @@
+"""The server on a real socket: bounds of a connection, a port that is taken, draining, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http.support import Service, stage_arn
+from tokensvc.errors import ConfigurationError
+from tokensvc.http.app import create_app
+from tokensvc.http.protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+from tokensvc.http.server import Server, bind_socket, serve, server_config
+from tokensvc.settings import PREFIX, Settings
+
+
+@dataclass
+class Connection:
+    """A client that says whatever it likes."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], dict[str, Any]]:
+        """Read one answer: status, headers, JSON body."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {
+            name.lower(): value
+            for name, _, value in (line.partition(": ") for line in head[1:] if line)
+        }
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split(" ")[1]), headers, json.loads(body)
+
+    async def is_closed(self) -> bool:
+        """Tell whether the other end has closed; waits for it."""
+        with contextlib.suppress(ConnectionError):
+            return await self.reader.read() == b""
+        return True
+
+
+class Listening:
+    """A server that listens in this process."""
+
+    def __init__(self, server: Server, port: int, service: Service) -> None:
+        self.server = server
+        self.port = port
+        self.service = service
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def connect(self) -> Connection:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._open.append(writer)
+        return Connection(reader, writer)
+
+    def mint(self, body: bytes | None = None) -> bytes:
+        """Return the bytes of a request that mints."""
+        body = json.dumps({"stageArn": stage_arn()}).encode() if body is None else body
+        return (
+            b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Authorization: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (self.service.authorization()["authorization"].encode(), len(body), body)
+        )
+
+    def close(self) -> None:
+        for writer in self._open:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(service: Service) -> AsyncIterator[Listening]:
+    app = create_app(
+        service.settings,
+        clock=lambda: service.now,
+        gateway=service.ivs,
+        sleep=service.sleeper.sleep,
+    )
+    with bind_socket("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = Server(server_config(service.settings, app))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        await service.sleeper.settled(3 + len(service.settings.regions))
+        found = Listening(server, port, service)
+        try:
+            yield found
+        finally:
+            found.close()
+            server.should_exit = True
+            await task
+
+
+@pytest.fixture
+async def server(stopped: Service) -> AsyncIterator[Listening]:
+    async with listening(stopped) as found:
+        yield found
+
+
+async def test_a_connection_is_kept_and_the_server_names_no_software(server: Listening):
+    connection = await server.connect()
+    for _ in range(2):
+        await connection.say(server.mint())
+        status, headers, body = await connection.answer()
+        assert status == 201
+        assert body["issuer"] == "local"
+        assert "server" not in headers
+        assert "connection" not in headers
+
+
+async def test_a_head_without_end_is_refused(server: Listening):
+    connection = await server.connect()
+    await connection.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
+    await connection.say(b"x" * (MAX_HEAD_BYTES + 1))
+    status, headers, problem = await connection.answer()
+    assert status == problem["status"] == 431
+    assert headers["content-type"] == "application/problem+json"
+    assert await connection.is_closed()
+
+
+async def test_a_head_that_never_ends_is_given_up(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tokensvc.http.protocol.HEAD_SECONDS", 0.0)
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        assert await connection.is_closed()
+
+
+async def test_the_second_head_of_a_connection_is_given_up_too(server: Listening):
+    connection = await server.connect()
+    await connection.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await connection.answer())[0] == 200
+    await connection.say(b"GET /hea")
+    (protocol,) = server.server.server_state.connections
+    assert isinstance(protocol, BoundedHttpProtocol)
+    while protocol._head_timer is None:
+        await asyncio.sleep(0)
+    # The timer itself is asyncio's; what it does is ours.
+    protocol._give_up()
+    assert await connection.is_closed()
+
+
+async def test_what_is_not_http_is_answered_by_a_problem(server: Listening):
+    connection = await server.connect()
+    await connection.say(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+    status, headers, problem = await connection.answer()
+    assert (status, problem["code"]) == (400, "invalid_request")
+    assert headers["content-type"] == "application/problem+json"
+    assert await connection.is_closed()
+
+
+async def test_a_connection_too_many_is_answered_503(stopped: Service):
+    stopped.settings = replace(stopped.settings, max_connections=2)
+    async with listening(stopped) as server:
+        first, second = [await server.connect() for _ in range(2)]
+        for connection in (first, second):
+            await connection.say(server.mint())
+            assert (await connection.answer())[0] == 201
+        third = await server.connect()
+        await third.say(server.mint())
+        status, headers, problem = await third.answer()
+        assert (status, problem["code"]) == (503, "overloaded")
+        assert headers["retry-after"] == "1"
+        assert headers["connection"] == "close"
+        assert headers["x-request-id"] == problem["requestId"]
+        assert await third.is_closed()
+        await first.say(server.mint())
+        assert (await first.answer())[0] == 503
+
+
+async def test_a_body_too_large_ends_the_connection(server: Listening):
+    connection = await server.connect()
+    await connection.say(server.mint(b" " * 40_000))
+    status, headers, problem = await connection.answer()
+    assert (status, problem["code"]) == (413, "body_too_large")
+    assert headers["connection"] == "close"
+
+
+async def test_pipelined_requests_are_answered_in_order(server: Listening):
+    connection = await server.connect()
+    await connection.say(server.mint() + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await connection.answer())[0] == 201
+    assert (await connection.answer())[2] == {"alive": True}
+
+
+async def test_what_was_accepted_is_answered_after_the_stop(server: Listening):
+    connection = await server.connect()
+    idle = await server.connect()
+    request = server.mint()
+    await connection.say(request[:-10])
+    while not server.server.server_state.tasks:
+        await asyncio.sleep(0)
+    server.server.should_exit = True
+    assert await idle.is_closed()
+    await connection.say(request[-10:])
+    status, headers, body = await connection.answer()
+    assert status == 201
+    assert body["token"]
+    assert headers["connection"] == "close"
+    assert await connection.is_closed()
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with bind_socket("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError) as raised:
+            bind_socket("127.0.0.1", port)
+    assert raised.value.detail == f"Cannot listen on 127.0.0.1:{port}: address already in use."
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "::ffff:203.0.113.1", "256.1.1.1"])
+def test_an_address_that_is_not_ours_is_one_line(host: str):
+    with pytest.raises(ConfigurationError) as raised:
+        bind_socket(host, 0)
+    assert "\n" not in raised.value.detail
+    assert host in raised.value.detail
+
+
+def test_ipv6():
+    with bind_socket("::1", 0) as listener:
+        assert listener.family is socket.AF_INET6
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"\[::1\]:{port}"):
+            bind_socket("::1", port)
+
+
+def test_serve_says_in_one_error_what_is_missing(tmp_path: Path):
+    for workers in (1, 2):
+        settings = Settings(data_dir=tmp_path, regions=("eu-central-1",), port=0, workers=workers)
+        with pytest.raises(ConfigurationError, match="tokensvc db upgrade"):
+            serve(settings)
+
+
+class Process:
+    """`serve` in a process of its own, with an IVS that cannot be reached."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        with bind_socket("127.0.0.1", 0) as free, bind_socket("127.0.0.1", 0) as closed:
+            self.port = free.getsockname()[1]
+            nobody = closed.getsockname()[1]
+        own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self.log = (folder / "log").open("w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env={
+                **own,
+                "TOKENSVC_DATA_DIR": str(folder),
+                "TOKENSVC_REGIONS": "eu-central-1",
+                "TOKENSVC_PORT": str(self.port),
+                "TOKENSVC_WORKERS": str(workers),
+                "TOKENSVC_AWS_ENDPOINT_URL": f"http://127.0.0.1:{nobody}",
+                "AWS_ACCESS_KEY_ID": "x",
+                "AWS_SECRET_ACCESS_KEY": "x",
+            },
+            stderr=self.log,
+        )
+
+    def lines(self) -> list[dict[str, Any]]:
+        self.log.seek(0)
+        return [json.loads(line) for line in self.log.read().splitlines()]
+
+    def told(self, event: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait until the log has so many lines of an event, and return them."""
+        while True:
+            found = [line for line in self.lines() if line["event"] == event]
+            if len(found) >= count:
+                return found
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+                raise AssertionError(self.lines())
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+PROGRAM = """
+from tokensvc.http.server import serve
+from tokensvc.settings import Settings
+if __name__ == "__main__":
+    serve(Settings.load())
+"""
+
+
+@pytest.fixture
+def started(stopped: Service) -> Iterator[Any]:
+    processes: list[Process] = []
+
+    def start(workers: int) -> Process:
+        processes.append(Process(stopped.settings.data_dir, workers))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.process.kill()
+        process.process.wait()
+        process.log.close()
+
+
+async def test_sigterm_drains_and_ends_well(stopped: Service, started: Any):
+    process = started(1)
+    process.told("service_started")
+    reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
+    connection = Connection(reader, writer)
+    body = b'{"stageArn": "nonsense"}'
+    await connection.say(
+        b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Expect: 100-continue\r\nAuthorization: %b\r\nContent-Length: %d\r\n\r\n"
+        % (stopped.authorization()["authorization"].encode(), len(body))
+    )
+    # The handler asks for the body, so the request is accepted and under way.
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    process.process.send_signal(signal.SIGTERM)
+    await connection.say(body)
+    assert (await connection.answer())[0] == 400
+    assert await connection.is_closed()
+    writer.close()
+    assert process.process.wait(60) == 0
+    process.told("service_stopping")
+    assert "Traceback" not in str(process.lines())
+
+
+async def test_workers_share_the_port_and_a_dead_one_is_replaced(started: Any):
+    process = started(2)
+    process.told("service_started", 2)
+    first, second = process.told("worker_started", 2)
+    os.kill(second["pid"], signal.SIGKILL)
+    assert process.told("worker_died")[0]["exitcode"] == -signal.SIGKILL
+    replacement = process.told("worker_started", 3)[2]
+    assert replacement["worker"] == second["worker"]
+    process.told("service_started", 3)
+    connection = Connection(*await asyncio.open_connection("127.0.0.1", process.port))
+    await connection.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await connection.answer())[0] == 200
+    connection.writer.close()
+    assert process.end() == 0
+    assert len(process.told("service_stopping")) >= 2
+    for pid in (first["pid"], replacement["pid"]):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
