@@ -104,6 +104,23 @@ async def test_readers_do_not_wait_for_a_writer(path):
     assert version == 0
 
 
+async def test_a_read_that_would_go_on_to_write_what_has_changed(path):
+    # SQLITE_BUSY_SNAPSHOT, an extended code: why transactions here write first and read afterwards.
+    engine = open_engine(url_of(path))
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("BEGIN")
+        await connection.execute(text("SELECT version FROM feeds"))
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("UPDATE feeds SET version = 99")
+            other.commit()
+        with (
+            pytest.raises(StoreUnavailableError, match="locked by another"),
+            store_faults("try it"),
+        ):
+            await connection.execute(WRITE, {"name": SECRET})
+    await engine.dispose()
+
+
 async def test_read_only(path):
     engine = open_engine(url_of(path))
     pragma(engine, "PRAGMA query_only=ON")

@@ -161,7 +161,7 @@ def _prepare_connection(connection: DBAPIConnection, _entry: ConnectionPoolEntry
 
 def _prepare_migration_connection(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     _prepare_connection(connection, entry)
-    # Python's sqlite3 would commit before DDL; with its own transactions off, DDL rolls back.
+    # A transaction is begun by `_begin_immediately` alone, never by Python's sqlite3 on its own.
     connection.isolation_level = None
 
 
