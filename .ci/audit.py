@@ -101,7 +101,11 @@ def main() -> int:
     check_installed(dev, faults)
     check_declared(dev, faults)
     fits = subprocess.run(
-        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "pip", "check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if fits.returncode != 0:
         faults.append(fits.stdout.strip())
