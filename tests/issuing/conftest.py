@@ -59,7 +59,9 @@ class World:
         self.during_record()
         return None
 
-    def admit(self, *, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
+    def admit(
+        self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None
+    ) -> None:
         if user_id in self.banned_users:
             raise BannedError("banned")
 

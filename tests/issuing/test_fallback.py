@@ -230,7 +230,7 @@ def issuer_over() -> Callable[[Fallback], TokenIssuer]:
             endpoints=NoKey(),
             gateway=fallback,
             ledger=NoKey(),
-            admit=lambda **_: None,
+            admit=lambda *_: None,
             clock=lambda: 1_780_000_000.0,
             iat_backdate=5,
         )

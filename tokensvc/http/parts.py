@@ -180,7 +180,9 @@ def rotation_policy(settings: Settings) -> RotationPolicy:
     )
 
 
-def _everybody(*, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
+def _everybody(
+    stage_arn: str | None, user_id: str | None, participant_id: str | None = None
+) -> None:
     del stage_arn, user_id, participant_id
 
 

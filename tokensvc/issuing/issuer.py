@@ -125,9 +125,7 @@ class TokenIssuer:
 
     def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
         """Refuse a request that must not be answered; raises BannedError."""
-        self._admit(
-            stage_arn=str(request.stage), user_id=request.user_id, participant_id=participant_id
-        )
+        self._admit(str(request.stage), request.user_id, participant_id)
 
     def signs(self, request: TokenRequest) -> bool:
         """Tell whether a local key signs this request; False sends it to IVS.
