@@ -66,6 +66,7 @@ def test_the_worst_reading_is_told_while_it_is_young() -> None:
     drift.answered("us-east-1", sent_at=now, date=date(now - 300))
     now += 60
     drift.answered("eu-west-1", sent_at=now, date=date(now))
+    assert drift.offsets() == {"us-east-1": 299.5, "eu-west-1": -0.5}
     worst = drift.worst(max_age_seconds=60)
     assert worst is not None
     assert (worst.region, worst.age(now)) == ("us-east-1", 60)

@@ -63,3 +63,19 @@ def test_the_endpoint_caches_own_counts_are_reported() -> None:
     name = "tokensvc_stage_endpoint_lookups_total"
     assert samples[name, frozenset({("outcome", "hit")})] == 3
     assert samples[name, frozenset({("outcome", "stale")})] == 1
+
+
+def test_circuits_and_clocks_are_reported_by_region() -> None:
+    metrics = Metrics()
+    metrics.watch_circuits(
+        lambda: {"eu-west-1": "closed", "us-east-1": "half_open", "us-west-2": "open"}
+    )
+    metrics.watch_clock(lambda: {"eu-west-1": -2.5})
+    samples = _samples(metrics)
+
+    def value(name: str, region: str) -> float:
+        return samples[name, frozenset({("region", region)})]
+
+    name = "tokensvc_fallback_circuit_open"
+    assert [value(name, r) for r in ("eu-west-1", "us-east-1", "us-west-2")] == [0, 1, 1]
+    assert value("tokensvc_clock_offset_seconds", "eu-west-1") == -2.5

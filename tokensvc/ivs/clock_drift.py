@@ -72,6 +72,10 @@ class ClockDrift:
         """Return the last reading of a Region; None before the first answer."""
         return self._readings.get(region)
 
+    def offsets(self) -> dict[str, float]:
+        """Return by how many seconds the host was ahead of AWS at each Region's last reading."""
+        return {found.region: found.offset_seconds for found in [*self._readings.values()]}
+
     def worst(self, *, max_age_seconds: float) -> ClockReading | None:
         """Return, of all Regions' readings that are young enough, the one that is off the most."""
         now = self.clock()

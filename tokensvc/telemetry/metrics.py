@@ -19,7 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 __all__ = ["Metrics"]
@@ -111,6 +111,30 @@ class Metrics:
         """Record whether the Region's key passed its last canary signature."""
         self._canary.labels(region).set(ok)
 
+    def watch_circuits(self, states: Callable[[], Mapping[str, str]]) -> None:
+        """Report the fallback's circuit breakers, by Region, as of each scrape."""
+
+        def not_closed() -> Mapping[str, float]:
+            return {region: state != "closed" for region, state in states().items()}
+
+        self.registry.register(
+            _ByRegion(
+                "tokensvc_fallback_circuit_open",
+                "1 where CreateParticipantToken is not asked, or only probed, for lack of answers.",
+                not_closed,
+            )
+        )
+
+    def watch_clock(self, offsets: Callable[[], Mapping[str, float]]) -> None:
+        """Report how far the host's clock is ahead of AWS's, by Region, as of the last answer."""
+        self.registry.register(
+            _ByRegion(
+                "tokensvc_clock_offset_seconds",
+                "Seconds by which the host's clock is ahead of AWS's, half a second more or less.",
+                offsets,
+            )
+        )
+
     def watch_age(self, view: str, age: Callable[[], float]) -> None:
         """Report the age of a view, in seconds, as of each scrape."""
         self._ages.labels(view).set_function(age)
@@ -118,6 +142,19 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
+
+
+class _ByRegion(Collector):
+    def __init__(self, name: str, what: str, values: Callable[[], Mapping[str, float]]) -> None:
+        self._name = name
+        self._what = what
+        self._values = values
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._what, labels=["region"])
+        for region, value in self._values().items():
+            family.add_metric([region], value)
+        yield family
 
 
 class _EndpointLookups(Collector):
