@@ -32,11 +32,14 @@ __all__ = [
     "IvsThrottledError",
     "IvsUnavailableError",
     "KeyMismatchError",
+    "KmsError",
     "LedgerBusyError",
     "MalformedJsonError",
     "MethodNotAllowedError",
     "NoSigningKeyError",
+    "NotExchangeableError",
     "NotFoundError",
+    "NotRepeatableError",
     "OverloadedError",
     "RequestTimeoutError",
     "RingConflictError",
@@ -169,6 +172,22 @@ class IdempotencyConflictError(TokenServiceError):
     title = "Idempotency key used before"
 
 
+class NotRepeatableError(TokenServiceError):
+    """The answer to this Idempotency-Key cannot be given again; ask anew, with a new key."""
+
+    code = "not_repeatable"
+    status = 409
+    title = "Not repeatable"
+
+
+class NotExchangeableError(TokenServiceError):
+    """The participant's token cannot be exchanged; the detail says why."""
+
+    code = "not_exchangeable"
+    status = 409
+    title = "Not exchangeable"
+
+
 class RequestTimeoutError(TokenServiceError):
     """The rest of the request did not come in time."""
 
@@ -248,6 +267,14 @@ class SealError(TokenServiceError):
 
     code = "seal"
     title = "Sealed key does not open"
+
+
+class KmsError(TokenServiceError):
+    """AWS KMS does not answer, or does not let this service use the master key."""
+
+    code = "kms"
+    status = 503
+    title = "AWS KMS error"
 
 
 class KeyMismatchError(TokenServiceError):

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from botocore.config import Config
     from mypy_boto3_ivs_realtime import IvsrealtimeClient
 
-__all__ = ["ClientSettings", "RegionalClients", "StaticCredentials"]
+__all__ = [
+    "ClientSettings",
+    "RegionalClients",
+    "StaticCredentials",
+    "make_config",
+    "make_session",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +116,12 @@ class RegionalClients:
             client = self._clients.get((region, repeatable))
             if client is None:
                 if self._session is None:
-                    self._session = self._make_session()
+                    self._session = make_session(self._credentials)
                 client = self._session.client(
                     "ivs-realtime",
                     region_name=region,
                     endpoint_url=self._settings.endpoint_url,
-                    config=self._config(repeatable=repeatable),
+                    config=make_config(self._settings, repeatable=repeatable),
                 )
                 if self._drift is not None:
                     _watch_dates(client, region, self._drift)
@@ -129,36 +135,39 @@ class RegionalClients:
                 client.close()
             self._clients.clear()
 
-    def _make_session(self) -> Session:
-        from boto3.session import Session
 
-        _keep_wire_contents_out_of_logs()
-        if self._credentials is None:
-            return Session()
-        return Session(
-            aws_access_key_id=self._credentials.access_key_id,
-            aws_secret_access_key=self._credentials.secret_access_key,
-            aws_session_token=self._credentials.session_token,
-        )
+def make_session(credentials: StaticCredentials | None) -> Session:
+    """Return a boto3 session that logs no wire contents; without credentials, of the usual chain."""
+    from boto3.session import Session
 
-    def _config(self, *, repeatable: bool) -> Config:
-        from botocore.config import Config
+    _keep_wire_contents_out_of_logs()
+    if credentials is None:
+        return Session()
+    return Session(
+        aws_access_key_id=credentials.access_key_id,
+        aws_secret_access_key=credentials.secret_access_key,
+        aws_session_token=credentials.session_token,
+    )
 
-        settings = self._settings
-        config = Config(
-            connect_timeout=settings.connect_timeout_seconds,
-            read_timeout=settings.read_timeout_seconds,
-            retries={
-                "mode": "standard",
-                "total_max_attempts": settings.total_max_attempts if repeatable else 1,
-            },
-            max_pool_connections=2 * settings.max_threads,
-            user_agent_extra=settings.user_agent_suffix,
-        )
-        if settings.endpoint_url is not None and _is_loopback(settings.endpoint_url):
-            # A proxy named by the environment is another machine and cannot reach our loopback.
-            config = config.merge(Config(proxies={}))
-        return config
+
+def make_config(settings: ClientSettings, *, repeatable: bool) -> Config:
+    """Return botocore's limits as the settings say; without `repeatable`, for a single attempt."""
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=settings.connect_timeout_seconds,
+        read_timeout=settings.read_timeout_seconds,
+        retries={
+            "mode": "standard",
+            "total_max_attempts": settings.total_max_attempts if repeatable else 1,
+        },
+        max_pool_connections=2 * settings.max_threads,
+        user_agent_extra=settings.user_agent_suffix,
+    )
+    if settings.endpoint_url is not None and _is_loopback(settings.endpoint_url):
+        # A proxy named by the environment is another machine and cannot reach our loopback.
+        config = config.merge(Config(proxies={}))
+    return config
 
 
 def _watch_dates(client: IvsrealtimeClient, region: str, drift: ClockDrift) -> None:
