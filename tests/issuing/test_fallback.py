@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.issuing.conftest import REGION
+from tests.ivs.support import CREDENTIALS, ScriptedIvs, answer
 from tokensvc.errors import (
     FallbackSaturatedError,
     IvsAccessDeniedError,
@@ -23,6 +24,9 @@ from tokensvc.errors import (
 from tokensvc.issuing.breaker import BreakerLimits, BreakerState
 from tokensvc.issuing.fallback import Fallback
 from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.ivs.boto import BotoIvsGateway
+from tokensvc.ivs.budgets import CallBudgets
+from tokensvc.ivs.clients import ClientSettings
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger import Claim, LedgerRow
 from tokensvc.tokens.arn import StageArn
@@ -209,6 +213,27 @@ async def test_the_log_says_when_the_circuit_opens_and_closes(
     await fallback.create_participant_token(HERE)
     await fallback.create_participant_token(HERE)
     assert capsys.readouterr().out.count("fallback_circuit_closed") == 1
+
+
+async def test_our_share_of_the_calls_a_second_is_a_bound_and_not_a_queue() -> None:
+    ivs = ScriptedIvs()
+    expires = "2040-01-02T03:04:05Z"
+    made = {"token": "opaque", "participantId": "p-1", "expirationTime": expires}
+    ivs.will(answer(200, {"participantToken": made}))
+    gateway = BotoIvsGateway(
+        ClientSettings(endpoint_url=ivs.url),
+        # A twentieth of a call a second: no machine is so slow that a second one passes.
+        budgets=CallBudgets(share=0.001, max_wait_seconds=0),
+        credentials=CREDENTIALS,
+    )
+    fallback = Fallback(gateway, lambda: 0.0)
+    assert (await fallback.create_participant_token(HERE)).participant_id == "p-1"
+    error = await refused(fallback)
+    assert type(error) is FallbackSaturatedError
+    assert error.retry_after == pytest.approx(20)
+    assert len(ivs.requests) == 1
+    await gateway.aclose()
+    ivs.close()
 
 
 class NoKey:

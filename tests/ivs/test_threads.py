@@ -119,6 +119,9 @@ async def test_closing_drops_what_waits_and_finishes_what_runs() -> None:
         with pytest.raises(IvsUnavailableError) as caught:
             await waiting
         assert caught.value.context == {"operation": "GetStage"}
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closing.done()
         gate.opened.set()
         assert await running == "done"
         await closing
