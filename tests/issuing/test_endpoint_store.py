@@ -68,13 +68,14 @@ async def test_what_is_gone_and_what_is_too_old_is_deleted(store: SqlEndpointSto
 
 
 async def test_a_row_that_cannot_be_read_is_left_out(
-    store: SqlEndpointStore, engine: AsyncEngine
+    store: SqlEndpointStore, engine: AsyncEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await store.save([known(A, NOW)], [])
     row = {"stage_arn": "nonsense", "events_url": "x", "whip_url": "y", "fetched_at": NOW}
     async with engine.begin() as connection:
         await connection.execute(insert(known_stages).values(row))
     assert await everything(store) == [known(A, NOW)]
+    assert "known_stage_unreadable" in capsys.readouterr().out
 
 
 async def test_two_replicas_that_save_the_same_stages_both_succeed(

@@ -76,6 +76,18 @@ def test_a_call_never_waits_where_no_wait_is_allowed() -> None:
     assert sum(t is not None for t in times) == 5
 
 
+def test_whoever_is_refused_is_told_to_stay_away_for_a_second_at_least() -> None:
+    async def scene() -> None:
+        budgets = CallBudgets(max_wait_seconds=0)
+        for _ in range(50):
+            await budgets.take("CreateParticipantToken", REGION)
+        with pytest.raises(IvsThrottledError) as caught:
+            await budgets.take("CreateParticipantToken", REGION)
+        assert caught.value.retry_after == 1.0
+
+    without_waiting(scene())
+
+
 def test_operations_and_regions_do_not_share() -> None:
     async def scene() -> None:
         budgets = CallBudgets(max_wait_seconds=0)
