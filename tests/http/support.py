@@ -26,6 +26,8 @@ REGION = "eu-central-1"
 OTHER_REGION = "us-west-2"
 ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
+RING_REFRESH = 1.25
+CALLER_REFRESH = 1.5
 
 
 def stage_arn(name: str = "stage1", region: str = REGION) -> str:
@@ -125,6 +127,11 @@ class Sleeper:
                 future.set_result(None)
         await self.settled(len(self.waiting) + len(due))
 
+    async def wake_copies(self) -> None:
+        """Let the copies of the ring and of the callers be renewed."""
+        await self.wake(RING_REFRESH)
+        await self.wake(CALLER_REFRESH)
+
     async def settled(self, sleepers: int) -> None:
         """Wait until so many sleep."""
         self._wanted = sleepers
@@ -204,7 +211,14 @@ class Service:
 
 def settings_for(folder: Path, **changes: object) -> Settings:
     """Return settings of an installation under `folder` that serves one Region."""
-    settings = Settings(data_dir=folder, regions=(REGION,), stage_cache_ttl=60)
+    settings = Settings(
+        data_dir=folder,
+        regions=(REGION,),
+        stage_cache_ttl=60,
+        # Unlike each other and all other waits, so that a test can wake the ones it means.
+        ring_refresh=RING_REFRESH,
+        caller_refresh=CALLER_REFRESH,
+    )
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 

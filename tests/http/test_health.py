@@ -9,7 +9,6 @@ import pytest
 
 from tests.http.support import OTHER_REGION, REGION, Service, running, stage_arn
 from tokensvc.errors import StoreUnavailableError
-from tokensvc.http.ring_copy import MAX_AGE_SECONDS
 from tokensvc.keyring import RingView
 from tokensvc.signing import generate_private_key, public_key_pem
 
@@ -41,7 +40,7 @@ async def test_a_copy_that_is_not_renewed_is_not_ready_and_recovers(service: Ser
     assert not checks["ring"]["ok"]
     assert not checks["callers"]["ok"]
     assert not checks["store"]["ok"]
-    await service.sleeper.wake(service.settings.ring_refresh)
+    await service.sleeper.wake_copies()
     is_ready, checks = await ready(service)
     assert checks["ring"]["ok"]
     assert checks["store"]["ok"]
@@ -51,7 +50,7 @@ async def test_a_copy_that_is_not_renewed_is_not_ready_and_recovers(service: Ser
 async def test_a_canary_that_is_not_signed_any_more_is_not_ready(service: Service):
     for _ in range(3):
         service.now += 9
-        await service.sleeper.wake(service.settings.ring_refresh)
+        await service.sleeper.wake_copies()
     is_ready, checks = await ready(service)
     assert not is_ready
     assert not checks[f"signing:{REGION}"]["ok"]
@@ -95,7 +94,7 @@ async def test_without_any_key_the_process_is_not_ready_until_there_is_one(stopp
         assert (await ready(service))[0]
 
 
-async def test_a_store_that_fails_leaves_minting_as_it_is_for_five_minutes(
+async def test_a_store_that_fails_leaves_minting_as_it_is_until_the_ring_is_too_old(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
     async def fail(self: object) -> None:
@@ -103,13 +102,13 @@ async def test_a_store_that_fails_leaves_minting_as_it_is_for_five_minutes(
 
     monkeypatch.setattr("tokensvc.keyring.sql.SqlRingStore.load_all", fail)
     body = {"stageArn": stage_arn(), "issuer": "local"}
-    service.now += MAX_AGE_SECONDS
-    await service.sleeper.wake(service.settings.ring_refresh)
+    service.now += service.settings.ring_max_age
+    await service.sleeper.wake_copies()
     assert (await service.post("/v1/tokens", body)).status_code == 201
     service.now += 1
     answer = await service.post("/v1/tokens", body)
     assert answer.json()["code"] == "no_signing_key"
-    assert "300 seconds" in answer.json()["detail"]
+    assert "30 seconds" in answer.json()["detail"]
 
 
 async def test_metrics_count_what_was_done(service: Service):

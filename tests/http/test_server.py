@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ class Listening:
             writer.close()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run until `condition` holds."""
+    while not condition():  # noqa: ASYNC110 - the server offers no event for it
+        await asyncio.sleep(0)
+
+
 @contextlib.asynccontextmanager
 async def listening(service: Service) -> AsyncIterator[Listening]:
     app = create_app(
@@ -146,8 +152,7 @@ async def test_the_second_head_of_a_connection_is_given_up_too(server: Listening
     await connection.say(b"GET /hea")
     (protocol,) = server.server.server_state.connections
     assert isinstance(protocol, BoundedHttpProtocol)
-    while protocol._head_timer is None:
-        await asyncio.sleep(0)
+    await until(lambda: protocol._head_timer is not None)
     # The timer itself is asyncio's; what it does is ours.
     protocol._give_up()
     assert await connection.is_closed()
@@ -177,8 +182,9 @@ async def test_a_connection_too_many_is_answered_503(stopped: Service):
         assert headers["connection"] == "close"
         assert headers["x-request-id"] == problem["requestId"]
         assert await third.is_closed()
+        # Those that were there before, and one that takes the place of another, are served.
         await first.say(server.mint())
-        assert (await first.answer())[0] == 503
+        assert (await first.answer())[0] == 201
 
 
 async def test_a_body_too_large_ends_the_connection(server: Listening):
@@ -201,8 +207,7 @@ async def test_what_was_accepted_is_answered_after_the_stop(server: Listening):
     idle = await server.connect()
     request = server.mint()
     await connection.say(request[:-10])
-    while not server.server.server_state.tasks:
-        await asyncio.sleep(0)
+    await until(lambda: bool(server.server.server_state.tasks))
     server.server.should_exit = True
     assert await idle.is_closed()
     await connection.say(request[-10:])

@@ -137,7 +137,7 @@ async def open_parts(
             negative_ttl_seconds=settings.negative_ttl,
         )
         closing.push_async_callback(_close, "stages", stages.aclose)
-        ring = RingCopy(rings, manager.load_view, clock)
+        ring = RingCopy(rings, manager.load_view, clock, max_age=settings.ring_max_age)
         callers = CallerDirectory(SqlCallerStore(engine, clock), clock)
         await ring.refresh()
         await callers.refresh()

@@ -1,7 +1,7 @@
 """This process's copy of the key ring: read from the store again and again, replaced as a whole.
 
-The mint reads it without waiting. A copy that could not be renewed for five minutes signs nothing
-more: a key may have been deleted meanwhile, and a token that cannot join must not be handed out.
+The mint reads it without waiting. A copy that could not be renewed for too long signs nothing more: a
+key may have been deleted meanwhile, and a token that cannot join must not be handed out.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 
 from tokensvc.keyring.record import KeyRecord, RingState
 from tokensvc.keyring.view import RingView
 
-__all__ = ["MAX_AGE_SECONDS", "RingCopy"]
-
-MAX_AGE_SECONDS: Final = 300.0
+__all__ = ["RingCopy"]
 
 _log = structlog.get_logger(__name__)
 
@@ -35,8 +33,14 @@ class RingCopy:
         rings: _Rings,
         load_view: Callable[[], Awaitable[RingView]],
         clock: Callable[[], float],
+        *,
+        max_age: float,
     ) -> None:
-        """Read versions from `rings`, and with `load_view` what changed; `clock` gives Unix seconds."""
+        """Read versions from `rings`, and with `load_view` what changed.
+
+        `clock` gives Unix seconds; `max_age` is in seconds (`TOKENSVC_RING_MAX_AGE`).
+        """
+        self._max_age = max_age
         self._rings = rings
         self._load_view = load_view
         self._clock = clock
@@ -47,8 +51,8 @@ class RingCopy:
         self._lock = asyncio.Lock()
 
     def view(self) -> RingView:
-        """Return the ring; one without signing keys where the copy is older than 5 minutes."""
-        if self._clock() - self._read_at > MAX_AGE_SECONDS:
+        """Return the ring; one without signing keys where the copy is too old."""
+        if self._clock() - self._read_at > self._max_age:
             return self._expired()
         return self._view
 
@@ -75,5 +79,5 @@ class RingCopy:
             self._read_at = asked_at
 
     def _expired(self) -> RingView:
-        reason = f"The key ring could not be read for more than {MAX_AGE_SECONDS:.0f} seconds."
+        reason = f"The key ring could not be read for more than {self._max_age:g} seconds."
         return RingView([], self._records, dict.fromkeys(self._view.regions, reason))
