@@ -1,4 +1,4 @@
-"""One browser and one running installation for each module of tests."""
+"""A browser for each module of tests, and one installation that runs for all that only ask it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sdk(browser: SdkBrowser) -> Iterator[SdkPage]:
         yield page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     with RunningDev(tmp_path_factory.mktemp("dev")) as running:
         yield running

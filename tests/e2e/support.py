@@ -142,6 +142,12 @@ class RunningDev:
         self.stderr = Stream(self.process.stderr)
 
     @property
+    def api_key(self) -> str | None:
+        """The API key that this run has printed; None where it has printed none."""
+        found = API_KEY.search(self.stdout.text)
+        return None if found is None else found[0]
+
+    @property
     def ports(self) -> tuple[int, int]:
         return self.port, self.emulator_port
 
@@ -163,8 +169,6 @@ class RunningDev:
             raise
         self.seconds_to_ready = time.perf_counter() - self._started
         self.curl_line = line.strip()
-        found = API_KEY.search(self.stdout.text)
-        self.api_key = None if found is None else found[0]
         stage = STAGE_ARN.search(self.curl_line)
         assert stage is not None, self.curl_line
         self.stage_arn = stage[0]
