@@ -238,6 +238,16 @@ class DisconnectStore:
             "put call off", lambda connection: connection.execute(_pending(call).values(values))
         )
 
+    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
+        """Tell whether a participant is about to be disconnected."""
+        query = select(calls.c.call_id).where(
+            calls.c.operation == "disconnect",
+            calls.c.stage_arn == stage_arn,
+            calls.c.target_id == participant_id,
+            calls.c.state == "pending",
+        )
+        return bool(await self._all(query.limit(1)))
+
     async def queue_length(self, region: str) -> int:
         """Count the calls of a Region that are to be made, apart from those that wait."""
         query = (

@@ -42,7 +42,8 @@ class Accepted:
 class Revocations:
     """Takes disconnects, revocations and bans; `wake(region)` tells this process's worker of work.
 
-    `idempotency_window` and `retention`, of requests that are done, are in seconds. Every method raises StoreUnavailableError.
+    `idempotency_window` and `retention` (of requests that are done) are in seconds. Every method
+    raises StoreUnavailableError.
     """
 
     def __init__(

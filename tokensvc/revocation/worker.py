@@ -125,6 +125,7 @@ class DisconnectWorker:
         self._times = times
         self._lease: Lease | None = None
         self._next_call_at = 0.0
+        self._line = asyncio.Lock()
         self._woken = asyncio.Event()
 
     async def run(self) -> NoReturn:
@@ -177,20 +178,21 @@ class DisconnectWorker:
                 if self._times.clock() >= call.deadline:
                     await self._expire(call)
                     continue
-                await self._turn()
-                if not self._may_work():
-                    break
                 group.create_task(self._call_one(call))
         return bool(due)
 
     def _may_work(self) -> bool:
         return self._lease is not None and self._lease.may_work(self._times.clock())
 
-    async def _turn(self) -> None:
-        """Wait until the next call may begin."""
-        while (wait := self._next_call_at - self._times.monotonic()) > 0:
-            await self._times.sleep(wait)
-        self._next_call_at = self._times.monotonic() + SPACING_SECONDS
+    async def _turn(self) -> bool:
+        """Wait until the next call may begin, and tell whether it still may; it must begin at once."""
+        async with self._line:
+            while (wait := self._next_call_at - self._times.monotonic()) > 0:
+                await self._times.sleep(wait)
+            if not self._may_work():
+                return False
+            self._next_call_at = self._times.monotonic() + SPACING_SECONDS
+            return True
 
     # --- whom a request means ---------------------------------------------------------------------
 
@@ -296,6 +298,8 @@ class DisconnectWorker:
             )
 
     async def _ask_and_note(self, call: DueCall) -> None:
+        if not await self._turn():
+            return
         attempts = call.attempts + 1
         try:
             await self._ask_ivs(call)

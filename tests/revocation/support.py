@@ -1,0 +1,193 @@
+"""IVS as far as kicks go, virtual time, and replicas over one database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.errors import IvsNotFoundError, IvsThrottledError, IvsUnavailableError
+from tokensvc.ivs.gateway import Participant
+from tokensvc.ledger import Ledger, LedgerRow, LedgerWriter
+from tokensvc.revocation import (
+    BanList,
+    BanStore,
+    DisconnectStore,
+    DisconnectWorker,
+    Revocations,
+    WorkerTimes,
+)
+from tokensvc.store.leases import LeaseStore
+from tokensvc.store.transactions import open_transactions
+from tokensvc.tokens.arn import StageArn
+
+NOW = 1_800_000_000.0
+REGION = "eu-central-1"
+STAGE = StageArn.parse("arn:aws:ivs:eu-central-1:123456789012:stage/AbCdEf012345")
+OTHER_STAGE = StageArn.parse("arn:aws:ivs:eu-central-1:123456789012:stage/zzzzzzzzzzzz")
+
+
+class VirtualTime:
+    """Time that passes only where somebody sleeps or the test says so."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class IvsModel:
+    """Stages with who is connected; what may go wrong with a call is queued in `faults`."""
+
+    def __init__(self, time: VirtualTime) -> None:
+        self._time = time
+        self.connected: dict[tuple[str, str], Participant] = {}
+        self.revoked: set[str] = set()
+        self.known: set[str] = set()
+        """Participants that joined once; IVS answers 404 for others."""
+        self.faults: deque[str] = deque()
+        self.calls: list[tuple[float, str, str]] = []
+        self.lists = 0
+        self.on_call: Callable[[], None] = lambda: None
+
+    def join(self, stage: StageArn, participant_id: str, user_id: str | None = None) -> bool:
+        if participant_id in self.revoked:
+            return False
+        self.known.add(participant_id)
+        self.connected[str(stage), participant_id] = Participant(
+            participant_id, user_id, "CONNECTED", False, self._time.now
+        )
+        return True
+
+    def calls_of(self, operation: str) -> list[str]:
+        return [target for _, made, target in self.calls if made == operation]
+
+    def busiest_second(self) -> int:
+        moments = [moment for moment, _, _ in self.calls]
+        return max((sum(m <= n < m + 1 for n in moments) for m in moments), default=0)
+
+    async def list_participants(
+        self, region: str, *, stage_arn: str, user_id: str | None = None
+    ) -> list[Participant]:
+        self.lists += 1
+        if self.faults and self.faults[0] == "unlisted":
+            self.faults.popleft()
+            raise IvsUnavailableError("down")
+        return [
+            participant
+            for (stage, _), participant in self.connected.items()
+            if stage == stage_arn and user_id in (None, participant.user_id)
+        ]
+
+    async def disconnect_participant(
+        self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
+    ) -> None:
+        assert region == REGION
+        lost = self._meet("DisconnectParticipant", participant_id)
+        if participant_id not in self.known:
+            raise IvsNotFoundError("no such participant")
+        self.revoked.add(participant_id)
+        self.connected.pop((stage_arn, participant_id), None)
+        if lost:
+            raise IvsUnavailableError("no answer")
+
+    async def revoke_connection_token(self, region: str, token_id: str) -> None:
+        lost = self._meet("RevokeConnectionToken", token_id)
+        self.revoked.add(token_id)
+        if lost:
+            raise IvsUnavailableError("no answer")
+
+    def _meet(self, operation: str, target: str) -> bool:
+        self.calls.append((self._time.now, operation, target))
+        self.on_call()
+        fault = self.faults.popleft() if self.faults else ""
+        if fault == "throttled":
+            raise IvsThrottledError("too fast", retry_after=1.0)
+        if fault == "down":
+            raise IvsUnavailableError("down")
+        if fault == "broken":
+            raise RuntimeError("a fault nobody foresaw")
+        return fault == "lost"
+
+
+class Replica:
+    """The parts of one process that have to do with revocation."""
+
+    numbers = count()
+
+    def __init__(
+        self, engine: AsyncEngine, ivs: IvsModel, time: VirtualTime, *, seed: int = 0
+    ) -> None:
+        self.time = time
+        self.transactions = open_transactions(engine)
+        self.ledger = Ledger(engine)
+        self.ban_store = BanStore(engine, self.transactions, time)
+        self.bans = BanList(self.ban_store, time)
+        self.store = DisconnectStore(engine, self.transactions)
+        self.writer = LedgerWriter(self.transactions, clock=time, monotonic=time)
+        self.writer.start()
+        self.woken: list[str] = []
+        self.revocations = Revocations(
+            store=self.store,
+            ban_store=self.ban_store,
+            bans=self.bans,
+            ledger=self.ledger,
+            clock=time,
+            wake=self.woken.append,
+            idempotency_window=3600,
+            retention=3600,
+        )
+        self.worker = DisconnectWorker(
+            REGION,
+            f"replica{next(self.numbers)}",
+            store=self.store,
+            leases=LeaseStore(engine, self.transactions),
+            ledger=self.ledger,
+            bans=self.bans,
+            gateway=ivs,
+            times=WorkerTimes(
+                clock=time, monotonic=time, sleep=time.sleep, luck=random.Random(seed).random
+            ),
+        )
+
+    async def issue(
+        self, token_id: str, user_id: str | None = "alice", stage: StageArn = STAGE, ttl: int = 3600
+    ) -> None:
+        """Issue a token as the mint does: asked before and after the row is recorded."""
+        self.bans.admit(str(stage), user_id, token_id)
+        iat = int(self.time.now)
+        made = LedgerRow(
+            token_id, "participant", str(stage), REGION, user_id, "k1", None, "backend", "local",
+            iat, iat + ttl, None,
+        )  # fmt: skip
+        await self.writer.record([made])
+        self.bans.admit(str(stage), user_id, token_id)
+
+    async def issue_connection_token(self, token_id: str, ttl: int = 3600) -> None:
+        iat = int(self.time.now)
+        made = LedgerRow(
+            token_id, "connection", None, REGION, None, "k1", None, "backend", "local",
+            iat, iat + ttl, None,
+        )  # fmt: skip
+        await self.writer.record([made])
+
+    async def work(self, rounds: int = 1) -> None:
+        """Let the worker go through its loops, with half a second between the rounds."""
+        for _ in range(rounds):
+            await self.worker.keep_lease()
+            await self.worker.sweep()
+            await self.worker.call()
+            self.time.now += 0.5
+
+    async def close(self) -> None:
+        await self.writer.aclose()
+        await self.transactions.aclose()

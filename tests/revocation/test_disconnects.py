@@ -1,0 +1,418 @@
+"""A kick is stored before it is answered, and made until IVS has taken it, at IVS's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE
+from tokensvc.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    IvsRejectedError,
+    NotFoundError,
+)
+from tokensvc.ledger import idempotency_ref
+from tokensvc.revocation import DisconnectAsk
+from tokensvc.revocation.worker import LEASE_SECONDS, SETTLE_SECONDS
+
+ASK_ALICE = DisconnectAsk.of_user(STAGE, "alice")
+
+
+async def kick(replica, ask, **options):
+    return await replica.revocations.disconnect(ask, caller_id="backend", **options)
+
+
+async def states(replica, accepted) -> dict[str, str]:
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    return {one.target_id: one.state for one in progress.participants}
+
+
+async def test_a_connected_participant_is_disconnected_and_its_tokens_say_so(replica, ivs):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1", reason="spam"))
+    assert replica.woken == [REGION]
+    before = await replica.revocations.progress(accepted.disconnect_id)
+    assert (before.done, before.counts) == (False, {"pending": 1})
+    await replica.work()
+    after = await replica.revocations.progress(accepted.disconnect_id)
+    assert (after.done, after.counts, after.expected_completion) == (
+        True,
+        {"disconnected": 1},
+        None,
+    )
+    assert after.participants[0].attempts == 1
+    assert not ivs.connected
+    assert (await replica.ledger.latest("p1")).disconnected_at is not None
+
+
+async def test_a_participant_that_no_ledger_knows_is_disconnected_too(replica, ivs):
+    ivs.join(STAGE, "foreign")
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "foreign"))
+    await replica.work()
+    assert await states(replica, accepted) == {"foreign": "disconnected"}
+
+
+async def test_a_user_means_living_tokens_and_who_is_connected_under_that_id(replica, ivs):
+    await replica.issue("living")
+    await replica.issue("short", ttl=60)
+    await replica.issue("bob's", "bob")
+    await replica.issue("elsewhere", stage=OTHER_STAGE)
+    ivs.join(STAGE, "short", "alice")
+    ivs.join(STAGE, "unknown", "alice")
+    ivs.join(STAGE, "bob's", "bob")
+    replica.time.now += 120
+    accepted = await kick(replica, ASK_ALICE)
+    await replica.work()
+    assert await states(replica, accepted) == {
+        "living": "not_connected",
+        "short": "disconnected",
+        "unknown": "disconnected",
+    }
+    assert {p for _, p in ivs.connected} == {"bob's"}
+
+
+async def test_everybody_on_a_stage_connected_ones_first(replica, ivs):
+    for number in range(30):
+        await replica.issue(f"p{number:02d}", f"user{number}")
+    for number in (7, 19, 28):
+        ivs.join(STAGE, f"p{number:02d}", f"user{number}")
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    assert accepted.expected_completion == pytest.approx(NOW + 30 * 0.205)
+    await replica.work(rounds=5)
+    assert set(ivs.calls_of("DisconnectParticipant")[:3]) == {"p07", "p19", "p28"}
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    assert progress.counts == {"disconnected": 3, "not_connected": 27}
+    assert len(ivs.calls) == 30
+    assert ivs.busiest_second() <= 5
+
+
+async def test_every_token_of_a_key_whatever_its_kind(replica, ivs):
+    await replica.issue("p1")
+    await replica.issue("p2", "bob", OTHER_STAGE)
+    await replica.issue_connection_token("c1")
+    ivs.join(STAGE, "p1", "alice")
+    ivs.join(OTHER_STAGE, "p2", "bob")
+    accepted = await kick(replica, DisconnectAsk.of_key(REGION, "k1"))
+    await replica.work()
+    assert await states(replica, accepted) == dict.fromkeys(("p1", "p2", "c1"), "disconnected")
+    assert ivs.calls_of("RevokeConnectionToken") == ["c1"]
+
+
+async def test_two_requests_for_one_participant_share_one_call(replica, ivs):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    asks = [DisconnectAsk.of_participant(STAGE, "p1"), ASK_ALICE, DisconnectAsk.of_stage(STAGE)]
+    accepted = [await kick(replica, ask) for ask in asks]
+    await replica.work(rounds=3)
+    assert ivs.calls_of("DisconnectParticipant") == ["p1"]
+    for one in accepted:
+        assert await states(replica, one) == {"p1": "disconnected"}
+
+
+async def test_what_fails_is_tried_again_with_growing_pauses_until_ivs_takes_it(replica, ivs):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    ivs.faults.extend(["down", "throttled", "broken", "lost"])
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    await replica.work(rounds=60)
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+    moments = [moment for moment, _, _ in ivs.calls]
+    assert len(moments) == 5
+    pauses = [later - earlier for earlier, later in pairwise(moments)]
+    assert all(
+        lowest <= pause <= highest + 1.1
+        for pause, lowest, highest in zip(pauses, (0.5, 1, 2, 4), (1, 2, 4, 8), strict=True)
+    )
+
+
+async def test_other_calls_go_on_while_one_fails(replica, ivs):
+    for name in ("p1", "p2", "p3"):
+        await replica.issue(name)
+        ivs.join(STAGE, name, "alice")
+    ivs.faults.extend(["broken"])
+    await kick(replica, ASK_ALICE)
+    await replica.work()
+    assert len(ivs.revoked) == 2
+
+
+async def test_a_call_that_ivs_refuses_for_good_is_not_repeated(replica, ivs, monkeypatch):
+    async def refuse(*_: object, **__: object) -> None:
+        raise IvsRejectedError("no")
+
+    monkeypatch.setattr(ivs, "disconnect_participant", refuse)
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    await replica.work(rounds=10)
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    assert [(p.state, p.attempts, p.last_error) for p in progress.participants] == [
+        ("failed", 1, "ivs_rejected")
+    ]
+
+
+async def test_not_connected_ends_it_where_no_ban_stands(replica, ivs):
+    await replica.issue("p1")
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "not_connected"}
+    assert (await replica.ledger.latest("p1")).disconnected_at is None
+
+
+async def test_where_a_ban_stands_who_comes_later_with_a_living_token_is_caught(replica, ivs):
+    await replica.issue("p1")
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
+    await replica.work(rounds=30)
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    assert progress.participants[0].last_error == "not_connected"
+    assert progress.expected_completion == NOW + 3600
+    ivs.join(STAGE, "p1", "alice")
+    replica.time.now += 60
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
+async def test_once_the_ban_is_lifted_not_connected_ends_it(replica, ivs):
+    await replica.issue("p1")
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=600))
+    await replica.work(rounds=2)
+    await replica.revocations.lift(accepted.ban_id)
+    replica.time.now += 60
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "not_connected"}
+
+
+async def test_an_expired_token_is_not_worth_a_call(replica, ivs):
+    await replica.issue("p1", ttl=100)
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
+    await replica.work(rounds=2)
+    made = len(ivs.calls)
+    replica.time.now = NOW + 101
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "expired"}
+    assert len(ivs.calls) == made
+
+
+async def test_who_may_be_connected_is_tried_beyond_the_token_s_expiry(replica, ivs):
+    await replica.issue("p1", ttl=60)
+    ivs.join(STAGE, "p1", "alice")
+    ivs.faults.extend(["down"] * 8)
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    for _ in range(12):
+        await replica.work()
+        replica.time.now += 60
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
+async def test_while_ivs_lists_nobody_what_was_issued_is_called_and_listing_is_retried(
+    replica, ivs
+):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    ivs.join(STAGE, "unknown", "alice")
+    ivs.faults.extend(["unlisted"])
+    accepted = await kick(replica, ASK_ALICE)
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+    await replica.work(rounds=5)
+    assert (await states(replica, accepted))["unknown"] == "disconnected"
+    assert (await replica.revocations.progress(accepted.disconnect_id)).done
+
+
+async def test_who_comes_back_after_a_kick_without_a_ban_is_left_alone(replica, ivs):
+    await kick(replica, ASK_ALICE)
+    replica.time.now += 5  # no worker was there at once
+    await replica.issue("again")
+    ivs.join(STAGE, "again", "alice")
+    await replica.work(rounds=3)
+    assert ivs.calls == []
+
+
+async def test_a_token_that_was_being_issued_elsewhere_when_the_ban_came_is_found(
+    replica, other, ivs
+):
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
+    await replica.work()
+    await other.issue("late")  # has not refreshed since
+    ivs.join(STAGE, "late", "alice")
+    replica.time.now += SETTLE_SECONDS
+    await replica.bans.refresh()
+    await replica.work()
+    assert await states(replica, accepted) == {"late": "disconnected"}
+    assert (await replica.revocations.progress(accepted.disconnect_id)).done
+
+
+async def test_a_connection_token_is_revoked_and_an_unknown_one_not_found(replica, ivs):
+    await replica.issue_connection_token("c1")
+    ivs.faults.extend(["lost"])
+    accepted = await replica.revocations.revoke_connection_token("c1", caller_id=None)
+    await replica.work(rounds=5)
+    assert await states(replica, accepted) == {"c1": "disconnected"}
+    assert ivs.calls_of("RevokeConnectionToken") == ["c1", "c1"]
+    assert (await replica.ledger.latest("c1")).disconnected_at is not None
+    await replica.issue("p1")
+    for unknown in ("c2", "p1"):
+        with pytest.raises(NotFoundError):
+            await replica.revocations.revoke_connection_token(unknown, caller_id=None)
+
+
+async def test_two_workers_never_double_the_rate(replica, other, ivs):
+    for number in range(40):
+        await replica.issue(f"p{number}", f"user{number}")
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    for _ in range(4):
+        await asyncio.gather(replica.work(), other.work())
+    assert len(ivs.calls) == 40
+    assert ivs.busiest_second() <= 5
+
+
+async def test_after_a_crash_the_next_worker_goes_on_when_the_lease_is_over(replica, other, ivs):
+    for number in range(8):
+        await replica.issue(f"p{number}", f"user{number}")
+        ivs.join(STAGE, f"p{number}", f"user{number}")
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.worker.keep_lease()
+    await replica.worker.sweep()
+    working = asyncio.create_task(replica.worker.call())
+    ivs.on_call = lambda: len(ivs.calls) == 3 and working.cancel()  # killed in mid-round
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    ivs.on_call = lambda: None
+    await other.work(rounds=3)
+    assert len(ivs.calls) == 3
+    other.time.now += LEASE_SECONDS
+    await other.work(rounds=3)
+    assert len(ivs.revoked) == 8
+    assert ivs.busiest_second() <= 5
+
+
+async def test_a_holder_that_was_suspended_does_not_work_on(replica, other, ivs):
+    ivs.join(STAGE, "p1")
+    await replica.work()
+    await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    replica.time.now += LEASE_SECONDS
+    await other.worker.keep_lease()
+    assert await replica.worker.call() is False
+    await replica.worker.keep_lease()
+    assert await replica.worker.call() is False
+    assert ivs.calls == []
+    await other.worker.call()
+    assert len(ivs.calls) == 1
+
+
+async def test_a_worker_that_stops_lets_the_next_one_in_after_a_second(replica, other, ivs):
+    await replica.worker.keep_lease()
+    running = asyncio.create_task(replica.worker.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    stopped = replica.time.now
+    other.time.now = stopped + 1.0
+    ivs.join(STAGE, "p1")
+    await kick(other, DisconnectAsk.of_participant(STAGE, "p1"))
+    await other.work()
+    assert len(ivs.calls) == 1
+    assert ivs.calls[0][0] >= stopped + 2.0
+
+
+async def test_the_loops_do_all_of_it_by_themselves(replica, ivs):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    accepted = await kick(replica, ASK_ALICE)
+    noted = asyncio.Event()
+    settle = replica.store.settle
+
+    async def settle_and_tell(*args, **options) -> None:
+        await settle(*args, **options)
+        noted.set()
+
+    replica.store.settle = settle_and_tell
+    running = asyncio.create_task(replica.worker.run())
+    async with asyncio.timeout(20):
+        await noted.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
+async def test_those_that_wait_do_not_starve_behind_a_full_stage(replica, ivs):
+    await replica.issue("banned", "mallory")
+    await kick(replica, DisconnectAsk.of_user(STAGE, "mallory", ban=0))
+    await replica.work(rounds=2)
+    waiting = len(ivs.calls_of("DisconnectParticipant"))
+    for number in range(150):
+        await replica.issue(f"p{number}", f"user{number}")
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.work(rounds=8)
+    tries = ivs.calls_of("DisconnectParticipant").count("banned")
+    assert tries >= waiting + 1
+    assert len(ivs.calls) < 150
+
+
+async def test_the_same_key_and_request_is_the_same_disconnect_on_every_replica(replica, other):
+    ref = idempotency_ref("backend", "POST /v1/disconnects", "key", b"body")
+    ask = DisconnectAsk.of_user(STAGE, "alice", ban=60)
+    first = await kick(replica, ask, ref=ref)
+    again = await kick(other, ask, ref=ref)
+    assert (again.disconnect_id, again.ban_id) == (first.disconnect_id, first.ban_id)
+    assert len((await replica.ban_store.changes(0)).bans) == 1
+    with pytest.raises(IdempotencyConflictError):
+        await kick(
+            other, ask, ref=idempotency_ref("backend", "POST /v1/disconnects", "key", b"other")
+        )
+    replica.time.now += 3600
+    renewed = await kick(replica, ask, ref=ref)
+    assert renewed.disconnect_id != first.disconnect_id
+
+
+async def test_progress_comes_in_pages(replica, ivs):
+    for number in range(7):
+        await replica.issue(f"p{number}", f"user{number}")
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.work()
+    seen, cursor = [], None
+    while True:
+        page = await replica.revocations.progress(accepted.disconnect_id, cursor=cursor, limit=3)
+        seen += [one.target_id for one in page.participants]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == [f"p{number}" for number in range(7)]
+    for bad in ("x", "", "-1", "9" * 19, "²"):
+        with pytest.raises(InvalidRequestError):
+            await replica.revocations.progress(accepted.disconnect_id, cursor=bad)
+    with pytest.raises(NotFoundError):
+        await replica.revocations.progress("dis-unknown")
+
+
+async def test_what_is_done_is_deleted_after_its_retention_what_is_not_stays(replica, ivs):
+    done = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    await replica.issue("p2", ttl=100_000)
+    waits = await kick(replica, DisconnectAsk.of_participant(STAGE, "p2", ban=0))
+    await replica.work(rounds=3)
+    replica.time.now += 3601
+    await replica.revocations.tidy()
+    with pytest.raises(NotFoundError):
+        await replica.revocations.progress(done.disconnect_id)
+    assert await states(replica, waits) == {"p2": "pending"}
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: DisconnectAsk.of_participant(STAGE, "no spaces"), "participantId"),
+        (lambda: DisconnectAsk.of_participant(STAGE, ""), "participantId"),
+        (lambda: DisconnectAsk.of_connection_token(REGION, "x" * 65), "tokenId"),
+        (lambda: DisconnectAsk.of_user(STAGE, ""), "userId"),
+        (lambda: DisconnectAsk.of_user(STAGE, "u" * 129), "userId"),
+        (lambda: DisconnectAsk.of_stage(STAGE, reason="r" * 129), "reason"),
+        (lambda: DisconnectAsk.of_stage(STAGE, ban=-1), "ban"),
+    ],
+)
+def test_a_request_out_of_bounds_is_refused_by_field(make, field):
+    with pytest.raises(InvalidRequestError) as refused:
+        make()
+    assert [fault.field for fault in refused.value.errors] == [field]
+    DisconnectAsk.of_user(STAGE, "u" * 128, reason="r" * 128, ban=0)
