@@ -73,6 +73,11 @@ class FakeIvs:
             if f":{region}:" in key.arn
         ]
 
+    async def delete_public_key(self, region: str, arn: str) -> None:
+        self._called("DeletePublicKey", region)
+        if self.keys.pop(arn, None) is None:
+            raise IvsNotFoundError("no such key")
+
     async def get_stage(self, region: str, arn: str) -> Stage:
         self._called("GetStage", region)
         if arn not in self.stages:
@@ -248,6 +253,7 @@ async def running(service: Service) -> AsyncIterator[Service]:
         clock=lambda: service.now,
         gateway=service.ivs,
         sleep=service.sleeper.sleep,
+        monotonic=lambda: service.now,
     )
     async with lifespan(app):
         # Every Region's key has been seen to, and the three loops wait for their first round.

@@ -90,7 +90,7 @@ async def test_without_any_key_the_process_is_not_ready_until_there_is_one(stopp
         assert not checks["signing"]["ok"]
         service.ivs.faulty_regions.clear()
         # The care of keys tries again after a second.
-        await service.sleeper.wake(1.0)
+        await service.sleeper.wake()
         assert (await ready(service))[0]
 
 

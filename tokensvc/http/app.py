@@ -23,7 +23,6 @@ from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
-from tokensvc.http.key_care import keep_keys
 from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.openapi import publish, schema
 from tokensvc.http.parts import Parts, open_parts, signer_backend
@@ -32,11 +31,15 @@ from tokensvc.http.readiness import CANARY_SECONDS, Readiness
 from tokensvc.http.service import Service, install
 from tokensvc.http.token_routes import TOKEN_ROUTES
 from tokensvc.ivs.gateway import IvsGateway
+from tokensvc.keyring.loop import RotationLoop
+from tokensvc.ledger import LedgerJanitor
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend, generate_private_key, load_signer, signatures_per_second
 from tokensvc.telemetry.metrics import Metrics
 
 __all__ = ["create_app"]
+
+TIDY_SECONDS: Final = 60.0
 
 ROUTES: Final = (*TOKEN_ROUTES, *KEY_ROUTES, *HEALTH_ROUTES, schema)
 
@@ -49,13 +52,14 @@ def create_app(
     clock: Callable[[], float] = time.time,
     gateway: IvsGateway | None = None,
     sleep: Sleep = asyncio.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
     tend_keys: bool = True,
 ) -> Edge:
     """Return the ASGI application; nothing is opened before its lifespan begins.
 
-    `clock` gives Unix seconds and `sleep` waits them. With `gateway`, that one is asked instead of
-    AWS, and stays open. With `tend_keys` false another process prepares the Regions' keys. Raises
-    ConfigurationError where no Region is set.
+    `clock` gives Unix seconds, `sleep` waits them, and `monotonic` is a clock that nobody sets. With
+    `gateway`, that one is asked instead of AWS, and stays open. With `tend_keys` false another
+    process looks after the Regions' keys. Raises ConfigurationError where no Region is set.
     """
     settings.require_regions()
     metrics = Metrics()
@@ -65,7 +69,9 @@ def create_app(
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         try:
             async with (
-                open_parts(settings, clock, gateway=gateway, sleep=sleep) as parts,
+                open_parts(
+                    settings, clock, gateway=gateway, sleep=sleep, monotonic=monotonic
+                ) as parts,
                 _serving(app, parts),
             ):
                 edge.startup_error = None
@@ -84,6 +90,12 @@ def create_app(
         background = [
             every(settings.ring_refresh, parts.ring.refresh, name="key ring", sleep=sleep),
             parts.callers.run(settings.caller_refresh, sleep),
+            parts.desk.bans.run(sleep),
+            *(worker.run() for worker in parts.desk.workers),
+            LedgerJanitor(
+                parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
+            ).run(),
+            every(TIDY_SECONDS, parts.desk.revocations.tidy, name="revocations", sleep=sleep),
             every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
         ]
         if tend_keys:
@@ -92,7 +104,15 @@ def create_app(
                 await parts.ring.refresh(reload=True)
                 await readiness.sign_canaries()
 
-            background.append(keep_keys(parts.regions, parts.manager, renew, sleep))
+            loop = RotationLoop(
+                parts.manager,
+                parts.regions,
+                interval=settings.rotation_check,
+                changed=renew,
+                clock=clock,
+                sleep=sleep,
+            )
+            background.append(loop.run())
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
             yield
@@ -113,7 +133,9 @@ def create_app(
 
 def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Metrics) -> Service:
     return Service(
-        issuer=parts.issuer,
+        desk=parts.desk.tokens,
+        revocations=parts.desk.revocations,
+        ledger=parts.ledger,
         callers=parts.callers,
         rings=parts.rings,
         view=parts.ring.view,
@@ -123,6 +145,7 @@ def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Me
         clock=parts.clock,
         regions=frozenset(parts.regions),
         max_duration=settings.max_duration,
+        max_connection_duration=settings.max_connection_duration,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         cut_batch=batch_decoder(settings.max_batch),

@@ -9,6 +9,7 @@ settings.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
-from tokensvc.http.ring_copy import RingCopy
-from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
+from tokensvc.issuing.endpoint_store import SqlEndpointStore
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.budgets import CallBudgets
 from tokensvc.ivs.clients import ClientSettings
@@ -34,6 +35,7 @@ from tokensvc.keyring import (
     SqlRingStore,
     load_master_key,
 )
+from tokensvc.keyring.follower import RingFollower
 from tokensvc.ledger import Ledger, LedgerWriter
 from tokensvc.ledger.writer import Durability
 from tokensvc.settings import Settings
@@ -60,9 +62,9 @@ class Parts:
     rings: SqlRingStore
     gateway: IvsGateway
     manager: RingManager
-    ring: RingCopy
+    ring: RingFollower
     stages: StageEndpointCache
-    issuer: TokenIssuer
+    desk: Desk
     callers: CallerDirectory
 
 
@@ -90,12 +92,13 @@ async def open_parts(
     *,
     gateway: IvsGateway | None = None,
     sleep: Sleep = asyncio.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Parts]:
     """Open the parts; the key ring and the callers have been read once when the body begins.
 
-    `clock` gives Unix seconds. A `gateway` that is given stays open at the end. Raises
-    ConfigurationError where Regions, database, schema or master key are missing, and
-    StoreUnavailableError where the database does not answer.
+    `clock` gives Unix seconds, `monotonic` seconds of a clock that nobody sets. A `gateway` that is
+    given stays open at the end. Raises ConfigurationError where Regions, database, schema or master
+    key are missing, and StoreUnavailableError where the database does not answer.
     """
     regions = settings.require_regions()
     policy = rotation_policy(settings)
@@ -135,12 +138,32 @@ async def open_parts(
             clock,
             ttl_seconds=settings.stage_cache_ttl,
             negative_ttl_seconds=settings.negative_ttl,
+            store=SqlEndpointStore(engine, clock),
         )
         closing.push_async_callback(_close, "stages", stages.aclose)
-        ring = RingCopy(rings, manager.load_view, clock, max_age=settings.ring_max_age)
+        ring = RingFollower(manager, clock=monotonic, max_age=settings.ring_max_age)
         callers = CallerDirectory(SqlCallerStore(engine, clock), clock)
+        desk = make_desk(
+            settings,
+            DeskBasis(
+                regions=regions,
+                engine=engine,
+                transactions=transactions,
+                ledger=ledger,
+                writer=writer,
+                gateway=gateway,
+                stages=stages,
+                view=ring.view,
+                clock=clock,
+                monotonic=monotonic,
+                sleep=sleep,
+            ),
+        )
         await ring.refresh()
         await callers.refresh()
+        await stages.restore()
+        # Before the first mint: a ban that is not known yet would not hold.
+        await desk.bans.refresh()
         yield Parts(
             regions=regions,
             clock=clock,
@@ -152,15 +175,7 @@ async def open_parts(
             manager=manager,
             ring=ring,
             stages=stages,
-            issuer=TokenIssuer(
-                view=ring.view,
-                endpoints=stages,
-                gateway=gateway,
-                ledger=writer,
-                admit=_everybody,
-                clock=clock,
-                iat_backdate=settings.iat_backdate,
-            ),
+            desk=desk,
             callers=callers,
         )
 
@@ -178,12 +193,6 @@ def rotation_policy(settings: Settings) -> RotationPolicy:
         # Where rows may be lost, a key stays as long as its longest token could live.
         ledger_complete=settings.ledger == "durable",
     )
-
-
-def _everybody(
-    stage_arn: str | None, user_id: str | None, participant_id: str | None = None
-) -> None:
-    del stage_arn, user_id, participant_id
 
 
 def _clock_off(drift: ClockDrift, region: str) -> float:
