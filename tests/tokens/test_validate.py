@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from tokensvc.errors import InvalidRequestError
 from tokensvc.tokens.arn import InvalidArnError, PublicKeyArn, StageArn
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import (
+    StageEndpoints,
+    TokenRequest,
+    WantedToken,
+    participant_claims,
+)
 from tokensvc.tokens.ids import is_token_id, new_participant_id
 from tokensvc.tokens.jws import payload_segment
-from tokensvc.tokens.validate import parse_defaults, parse_token_request
+from tokensvc.tokens.validate import parse_defaults, parse_token_request, parse_wanted_token
 
 STAGE = "arn:aws:ivs:eu-central-1:123456789012:stage/LSC8P4Bq1vGb"
 REGIONS = ("eu-central-1",)
@@ -41,8 +46,16 @@ def test_the_least_request_gets_ivs_defaults():
     )
 
 
+def test_what_is_left_out_stays_open_for_a_policy():
+    stage = StageArn("eu-central-1", "123456789012", "LSC8P4Bq1vGb")
+    assert parse_wanted_token({"stageArn": STAGE}, regions=REGIONS) == WantedToken(stage)
+    given = {"stageArn": STAGE, "role": "host", "capabilities": [], "attributes": {}}
+    wanted = parse_wanted_token(given, regions=REGIONS)
+    assert wanted == WantedToken(stage, role="host", capabilities=(), attributes={})
+
+
 def test_null_means_not_given():
-    fields = ("userId", "duration", "capabilities", "attributes", "issuer")
+    fields = ("userId", "role", "duration", "capabilities", "attributes", "issuer")
     assert parse({"stageArn": STAGE} | dict.fromkeys(fields)) == parse({"stageArn": STAGE})
 
 
@@ -91,6 +104,11 @@ def test_the_default_duration_stays_within_the_operators_limit():
         ({"attributes": {"\udfff": "v"}}, "attributes", "encoding", None),
         ({"issuer": "aws"}, "issuer", "unknown_value", "auto, local, ivs"),
         ({"issuer": []}, "issuer", "type", None),
+        ({"role": 7}, "role", "type", None),
+        ({"role": ""}, "role", "pattern", "1 to 64 of a-z, A-Z, 0-9, _ and -"),
+        ({"role": "r" * 65}, "role", "pattern", None),
+        ({"role": "host\n"}, "role", "pattern", None),
+        ({"role": "host"}, "role", "no_policy", None),
         ({"userID": "ana"}, "userID", "unknown_field", None),
     ],
 )

@@ -19,6 +19,7 @@ from tokensvc.tokens.limits import (
     MAX_ARN_CHARS,
     MAX_ATTRIBUTES_BYTES,
     MAX_DURATION_MINUTES,
+    MAX_ROLE_CHARS,
     MAX_TOKEN_CHARS,
     MAX_USER_ID_CHARS,
     MIN_DURATION_MINUTES,
@@ -53,6 +54,15 @@ UserId = Annotated[
     Meta(
         max_length=MAX_USER_ID_CHARS,
         description=f"At most {MAX_USER_ID_CHARS} characters; visible to all participants.",
+    ),
+]
+Role = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_ROLE_CHARS}}}$",
+        description=(
+            "A role of the operator's policy file; it brings capabilities, duration and attributes."
+        ),
     ),
 ]
 Duration = Annotated[
@@ -99,6 +109,7 @@ class MintDefaults(Struct, rename="camel", forbid_unknown_fields=True):
 
     stage_arn: StageArnText | UnsetType | None = UNSET
     user_id: UserId | UnsetType | None = UNSET
+    role: Role | UnsetType | None = UNSET
     duration: Duration | UnsetType | None = UNSET
     capabilities: Capabilities | UnsetType | None = UNSET
     attributes: Attributes | UnsetType | None = UNSET

@@ -14,7 +14,14 @@ from typing import Literal, TypeAlias
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.limits import CAPABILITIES, DEFAULT_DURATION_MINUTES, TOKEN_VERSION
 
-__all__ = ["ISSUERS", "Issuer", "StageEndpoints", "TokenRequest", "participant_claims"]
+__all__ = [
+    "ISSUERS",
+    "Issuer",
+    "StageEndpoints",
+    "TokenRequest",
+    "WantedToken",
+    "participant_claims",
+]
 
 Issuer: TypeAlias = Literal["auto", "local", "ivs"]
 ISSUERS: tuple[Issuer, ...] = ("auto", "local", "ivs")
@@ -38,6 +45,23 @@ class TokenRequest:
     capabilities: tuple[str, ...] = CAPABILITIES
     attributes: Mapping[str, str] = field(default_factory=dict)
     issuer: Issuer = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedToken:
+    """What a caller asks for, each field valid by itself; None is what it left out.
+
+    A policy turns it into a `TokenRequest` (`tokensvc.policy`): what a caller leaves out comes from
+    its role and its rule.
+    """
+
+    stage: StageArn
+    user_id: str | None = None
+    role: str | None = None
+    duration: int | None = None
+    capabilities: tuple[str, ...] | None = None
+    attributes: Mapping[str, str] | None = None
+    issuer: Issuer | None = None
 
 
 def participant_claims(

@@ -7,6 +7,7 @@ those of IVS (IVS guide, "Distribute Tokens"; RealTimeAPIReference, CreatePartic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from tokensvc.tokens.limits import (
     CAPABILITIES,
     MAX_ATTRIBUTES_BYTES,
     MAX_DURATION_MINUTES,
+    MAX_ROLE_CHARS,
     MAX_TOKEN_ID_CHARS,
     MAX_USER_ID_CHARS,
     MIN_DURATION_MINUTES,
@@ -34,6 +36,7 @@ __all__ = [
     "parse_duration",
     "parse_issuer",
     "parse_object",
+    "parse_role",
     "parse_stage_arn",
     "parse_token_id",
     "parse_user_id",
@@ -48,6 +51,7 @@ __all__ = [
 FieldParser: TypeAlias = Callable[[object, list[FieldError]], Any]
 
 _MAX_REPORTED = 20
+_ROLE = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ROLE_CHARS}}}", re.ASCII)
 MAX_SHOWN_CHARS = 64
 """Of a name that a caller made up, as much is repeated."""
 
@@ -184,6 +188,18 @@ def parse_issuer(value: object, errors: list[FieldError]) -> str | None:
         errors.append(
             FieldError("issuer", "unknown_value", "must be auto, local or ivs", ", ".join(ISSUERS))
         )
+        return None
+    return value
+
+
+def parse_role(value: object, errors: list[FieldError]) -> str | None:
+    """Return the name of a role: 1 to 64 of `[A-Za-z0-9_-]`; whether there is one, policy knows."""
+    if type(value) is not str:
+        errors.append(wrong_type("role", "a string", value))
+        return None
+    if _ROLE.fullmatch(value) is None:
+        rule = f"1 to {MAX_ROLE_CHARS} of a-z, A-Z, 0-9, _ and -"
+        errors.append(FieldError("role", "pattern", f"must be {rule}", rule))
         return None
     return value
 

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_DURATION_MINUTES",
     "MAX_ENDPOINT_CHARS",
     "MAX_PARTICIPANT_TTL_SECONDS",
+    "MAX_ROLE_CHARS",
     "MAX_TOKEN_CHARS",
     "MAX_TOKEN_ID_CHARS",
     "MAX_USER_ID_CHARS",
@@ -59,6 +60,9 @@ MAX_USER_ID_CHARS: Final = 128
 
 MAX_ATTRIBUTES_BYTES: Final = 1024
 """Bytes of UTF-8 of all attribute keys and values together: "1 KB total" [D, M]."""
+
+MAX_ROLE_CHARS: Final = 64
+"""Characters of a role's name; our own bound, IVS knows no roles."""
 
 MAX_TOKEN_ID_CHARS: Final = 64
 """Characters of `jti`, which is the participant id [D]."""

@@ -1,4 +1,4 @@
-"""From a caller's JSON to a `TokenRequest`, or to an error that names every bad field.
+"""From a caller's JSON to a `WantedToken`, or to an error that names every bad field.
 
 Input is what a JSON decoder returns. All fields are looked at, so that one answer tells the caller
 everything that is wrong; each problem names its field, a stable code, and the limit that was crossed.
@@ -12,7 +12,7 @@ from typing import Any
 
 from tokensvc.errors import FieldError, InvalidRequestError
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import TokenRequest
+from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.fields import (
     invalid_fields,
     json_type,
@@ -20,6 +20,7 @@ from tokensvc.tokens.fields import (
     parse_capabilities,
     parse_duration,
     parse_issuer,
+    parse_role,
     parse_stage_arn,
     parse_user_id,
     region_not_served,
@@ -28,11 +29,18 @@ from tokensvc.tokens.fields import (
 )
 from tokensvc.tokens.limits import CAPABILITIES, DEFAULT_DURATION_MINUTES, MAX_DURATION_MINUTES
 
-__all__ = ["TOKEN_REQUEST_FIELDS", "parse_defaults", "parse_token_request"]
+__all__ = [
+    "TOKEN_REQUEST_FIELDS",
+    "complete",
+    "parse_defaults",
+    "parse_token_request",
+    "parse_wanted_token",
+]
 
 TOKEN_REQUEST_FIELDS = (
     "stageArn",
     "userId",
+    "role",
     "duration",
     "capabilities",
     "attributes",
@@ -40,14 +48,14 @@ TOKEN_REQUEST_FIELDS = (
 )
 
 
-def parse_token_request(
+def parse_wanted_token(
     body: object,
     *,
     regions: Collection[str],
     max_duration: int = MAX_DURATION_MINUTES,
     defaults: Mapping[str, object] | None = None,
-) -> TokenRequest:
-    """Parse one token request.
+) -> WantedToken:
+    """Parse one token request; what it leaves out stays open for a policy to fill in.
 
     `regions` are those that are served, `max_duration` (minutes) is the operator's bound, at most
     IVS's own, and `defaults` are fields of a batch that stand in where `body` has none.
@@ -66,13 +74,46 @@ def parse_token_request(
         errors.insert(0, FieldError("stageArn", "required", "is required: the ARN of the stage"))
     if errors:
         raise invalid_fields(errors)
-    return TokenRequest(
+    return WantedToken(
         stage=values["stageArn"],
         user_id=values.get("userId"),
-        duration=values.get("duration", min(DEFAULT_DURATION_MINUTES, max_duration)),
-        capabilities=values.get("capabilities", CAPABILITIES),
-        attributes=values.get("attributes", {}),
-        issuer=values.get("issuer", "auto"),
+        role=values.get("role"),
+        duration=values.get("duration"),
+        capabilities=values.get("capabilities"),
+        attributes=values.get("attributes"),
+        issuer=values.get("issuer"),
+    )
+
+
+def parse_token_request(
+    body: object,
+    *,
+    regions: Collection[str],
+    max_duration: int = MAX_DURATION_MINUTES,
+    defaults: Mapping[str, object] | None = None,
+) -> TokenRequest:
+    """Parse one token request that no policy looks at; it cannot name a role.
+
+    Raises InvalidRequestError as `parse_wanted_token` does.
+    """
+    return complete(
+        parse_wanted_token(body, regions=regions, max_duration=max_duration, defaults=defaults),
+        max_duration,
+    )
+
+
+def complete(wanted: WantedToken, max_duration: int = MAX_DURATION_MINUTES) -> TokenRequest:
+    """Fill what `wanted` leaves out with IVS's defaults; raises InvalidRequestError for a role."""
+    if wanted.role is not None:
+        detail = "means something only under a policy file (TOKENSVC_POLICY_FILE)"
+        raise invalid_fields([FieldError("role", "no_policy", detail)])
+    return TokenRequest(
+        stage=wanted.stage,
+        user_id=wanted.user_id,
+        duration=wanted.duration or min(DEFAULT_DURATION_MINUTES, max_duration),
+        capabilities=CAPABILITIES if wanted.capabilities is None else wanted.capabilities,
+        attributes=wanted.attributes or {},
+        issuer=wanted.issuer or "auto",
     )
 
 
@@ -130,6 +171,7 @@ def _parse_fields(
 _PARSERS: dict[str, Callable[[object, list[FieldError]], Any]] = {
     "stageArn": parse_stage_arn,
     "userId": parse_user_id,
+    "role": parse_role,
     "duration": parse_duration,
     "capabilities": parse_capabilities,
     "attributes": parse_attributes,
