@@ -102,6 +102,7 @@ async def test_stale_endpoints_are_answered_at_once_and_renewed_once_behind() ->
 
 
 async def test_endpoints_of_14_days_are_never_answered() -> None:
+    assert HARD_LIMIT_SECONDS == 1_209_600
     ivs = Ivs()
     cache = ivs.cache()
     await cache.get(A)
