@@ -45,7 +45,8 @@ class Edge:
         """Why the service did not start, where that is the operator's to mend; else None."""
         self._metrics = metrics
         self._clock = perf_counter
-        self._log = structlog.get_logger("tokensvc.http.access")
+        # Bound once: finding out anew for each line how to log takes half as long as logging it.
+        self._log = structlog.get_logger("tokensvc.http.access").bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through the server's lifespan."""
