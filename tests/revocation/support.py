@@ -52,8 +52,8 @@ class IvsModel:
         self._time = time
         self.connected: dict[tuple[str, str], Participant] = {}
         self.revoked: set[str] = set()
-        self.known: set[str] = set()
-        """Participants that joined once; IVS answers 404 for others."""
+        self.first_joins: dict[str, float] = {}
+        """Of participants that joined once; IVS answers 404 for others."""
         self.faults: deque[str] = deque()
         self.calls: list[tuple[float, str, str]] = []
         self.lists = 0
@@ -62,9 +62,9 @@ class IvsModel:
     def join(self, stage: StageArn, participant_id: str, user_id: str | None = None) -> bool:
         if participant_id in self.revoked:
             return False
-        self.known.add(participant_id)
+        first_join = self.first_joins.setdefault(participant_id, self._time.now)
         self.connected[str(stage), participant_id] = Participant(
-            participant_id, user_id, "CONNECTED", False, self._time.now
+            participant_id, user_id, "CONNECTED", False, first_join
         )
         return True
 
@@ -93,7 +93,7 @@ class IvsModel:
     ) -> None:
         assert region == REGION
         lost = self._meet("DisconnectParticipant", participant_id)
-        if participant_id not in self.known:
+        if participant_id not in self.first_joins:
             raise IvsNotFoundError("no such participant")
         self.revoked.add(participant_id)
         self.connected.pop((stage_arn, participant_id), None)
