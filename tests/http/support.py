@@ -28,6 +28,8 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
+LOOPS = 3
+"""Background loops of the application that sleep on `sleep`, the ones of Regions apart."""
 
 
 def stage_arn(name: str = "stage1", region: str = REGION) -> str:
@@ -161,6 +163,10 @@ class Service:
     app: Edge | None = None
     client: httpx.AsyncClient | None = None
 
+    async def at_rest(self) -> None:
+        """Wait until every Region's key was seen to, and every loop waits for its next round."""
+        await self.sleeper.settled(LOOPS + len(self.settings.regions))
+
     def authorization(self, caller: str = "all") -> dict[str, str]:
         return {"authorization": f"Bearer {self.api_keys[caller]}"}
 
@@ -256,8 +262,7 @@ async def running(service: Service) -> AsyncIterator[Service]:
         monotonic=lambda: service.now,
     )
     async with lifespan(app):
-        # Every Region's key has been seen to, and the three loops wait for their first round.
-        await service.sleeper.settled(3 + len(service.settings.regions))
+        await service.at_rest()
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             service.app, service.client = app, client

@@ -99,7 +99,7 @@ async def listening(service: Service) -> AsyncIterator[Listening]:
         port = listener.getsockname()[1]
         server = Server(server_config(service.settings, app))
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        await service.sleeper.settled(3 + len(service.settings.regions))
+        await service.at_rest()
         found = Listening(server, port, service)
         try:
             yield found

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.http.support import (
-    CALLER_REFRESH,
-    RING_REFRESH,
     FakeIvs,
     Service,
     lifespan,
@@ -24,7 +22,6 @@ from tokensvc.errors import ConfigurationError, StoreUnavailableError, TokenServ
 from tokensvc.http.app import create_app
 from tokensvc.http.background import every
 from tokensvc.http.parts import open_parts
-from tokensvc.http.readiness import CANARY_SECONDS
 from tokensvc.keyring import create_master_key
 from tokensvc.settings import Settings
 from tokensvc.store import upgrade
@@ -163,18 +160,3 @@ async def test_background_work_outlives_its_faults_and_logs_each_once(log: io.St
         "background_work_recovered",
     ]
     assert set(slept) == {7.0}
-
-
-async def test_a_region_that_fails_is_tried_ever_more_rarely(stopped: Service):
-    stopped.ivs.faulty_regions.update(stopped.settings.regions)
-    async with running(stopped) as service:
-        waits = []
-        for _ in range(8):
-            (wait,) = [
-                seconds
-                for seconds, _ in service.sleeper.waiting
-                if seconds not in {RING_REFRESH, CALLER_REFRESH, CANARY_SECONDS}
-            ]
-            waits.append(wait)
-            await service.sleeper.wake(wait)
-        assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
