@@ -10,7 +10,9 @@ No error ever carries a token, a private key or an API secret, in either half.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "NotFoundError",
     "NotRepeatableError",
     "OverloadedError",
+    "PolicyDeniedError",
+    "RateLimitedError",
     "RequestTimeoutError",
     "RingConflictError",
     "SealError",
@@ -122,6 +126,37 @@ class UnauthenticatedError(TokenServiceError):
     code = "unauthenticated"
     status = 401
     title = "Unauthenticated"
+
+
+class PolicyDeniedError(TokenServiceError):
+    """The policy does not let this caller ask for this; `errors` names field, limit and rule."""
+
+    code = "policy_denied"
+    status = 403
+    title = "Denied by policy"
+
+
+class RateLimitedError(TokenServiceError):
+    """The caller, or one of its users, has spent its tokens a second; `Retry-After` says how long.
+
+    `headers` are those of the answer beside `Retry-After`: what the limits are and what is left.
+    """
+
+    code = "rate_limited"
+    status = 429
+    title = "Rate limited"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        retry_after: float | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        **context: object,
+    ) -> None:
+        super().__init__(detail, errors=errors, retry_after=retry_after, **context)
+        self.headers = headers
 
 
 class ForbiddenError(TokenServiceError):

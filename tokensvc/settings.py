@@ -24,6 +24,7 @@ import environs
 from environs import validate
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.tokens.connection import CONNECTION_EVENTS_URL
 from tokensvc.tokens.limits import (
     MAX_CONNECTION_DURATION_MINUTES,
     MAX_DURATION_MINUTES,
@@ -83,6 +84,13 @@ def _ring_id(env: environs.Env, name: str) -> str:
 
 def _http_url(env: environs.Env, name: str) -> str:
     pattern = validate.Regexp(r"^https?://[^\s/]+", error="Must start with http:// or https://.")
+    return env.str(name, validate=pattern)
+
+
+def _websocket_url(env: environs.Env, name: str) -> str:
+    pattern = validate.Regexp(
+        r"^wss?://[^\s/#]+[^\s#]*\Z", error="Must start with wss:// or ws://."
+    )
     return env.str(name, validate=pattern)
 
 
@@ -163,6 +171,11 @@ class Settings:
         _whole(0, MAX_CONNECTION_DURATION_MINUTES),
         MAX_CONNECTION_DURATION_MINUTES,
         unit="minutes",
+    )
+    connection_events_url: str = _setting(
+        "`events_url` of connection tokens; IVS takes only its own, the emulator only the emulator's.",
+        _websocket_url,
+        CONNECTION_EVENTS_URL,
     )
     iat_backdate: int = _setting(
         "How far `iat` is set back for verifiers whose clock is slow; `exp` never moves.",

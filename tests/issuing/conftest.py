@@ -20,7 +20,7 @@ from tokensvc.errors import (
 )
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.ivs.gateway import IvsToken
-from tokensvc.ledger import Claim, LedgerRow
+from tokensvc.ledger import Claim, IdempotencyRef, IssuedRecord, LedgerRow
 from tokensvc.signing.keys import generate_private_key
 from tokensvc.signing.signer import load_signer
 from tokensvc.signing.signing_key import SigningKey
@@ -47,6 +47,10 @@ class World:
     longest: float = math.inf
     banned_users: set[str] = field(default_factory=set)
     during_record: Callable[[], None] = lambda: None
+    answers: dict[IdempotencyRef, str] = field(default_factory=dict)
+    disconnected: set[str] = field(default_factory=set)
+    pending: set[str] = field(default_factory=set)
+    gone_keys: set[str] = field(default_factory=set)
     ledger_error: TokenServiceError | None = None
 
     def longest_ttl(self, region: str) -> float:
@@ -55,9 +59,26 @@ class World:
     async def record(self, rows: Sequence[LedgerRow], claim: Claim | None = None) -> str | None:
         if self.ledger_error is not None:
             raise self.ledger_error
+        if claim is not None:
+            stored = self.answers.setdefault(claim.ref, claim.result)
+            if stored != claim.result:
+                return stored
         self.rows += rows
         self.during_record()
         return None
+
+    async def find(self, ref: IdempotencyRef, now: float) -> str | None:
+        return self.answers.get(ref)
+
+    async def latest(self, token_id: str) -> IssuedRecord | None:
+        for number, row in reversed(list(enumerate(self.rows))):
+            if row.token_id == token_id:
+                disconnected_at = 1.0 if token_id in self.disconnected else None
+                return IssuedRecord(number, *row[:-1], disconnected_at, row.endpoints)
+        return None
+
+    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
+        return participant_id in self.pending
 
     def admit(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None

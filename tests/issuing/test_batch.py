@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.issuing.support import desk_over
 from tokensvc.errors import (
     BannedError,
     InvalidRequestError,
     LedgerBusyError,
     TokenServiceError,
 )
-from tokensvc.issuing.batch import issue_batch
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
@@ -58,7 +58,7 @@ async def test_order_is_kept_and_a_bad_item_spoils_only_itself(
         "no key": "no_signing_key",
     }
     items = [make[kind](n) for n, kind in enumerate(kinds)]
-    outcomes = await issue_batch(issuer, items, LoopSlices(), "backend")
+    outcomes = await desk_over(world, issuer).mint_batch(items, LoopSlices(), "backend")
     assert [code(outcome) for outcome in outcomes] == [expected[kind] for kind in kinds]
     for n, outcome in enumerate(outcomes):
         if isinstance(outcome, IssuedToken):
@@ -68,8 +68,8 @@ async def test_order_is_kept_and_a_bad_item_spoils_only_itself(
 
 
 async def test_each_stage_is_looked_up_once(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
-    outcomes = await issue_batch(
-        issuer, [ask(f"stage{n % 7}") for n in range(100)], LoopSlices(), "backend"
+    outcomes = await desk_over(world, issuer).mint_batch(
+        [ask(f"stage{n % 7}") for n in range(100)], LoopSlices(), "backend"
     )
     assert all(isinstance(outcome, IssuedToken) for outcome in outcomes)
     assert set(world.lookups.values()) == {1}
@@ -92,7 +92,9 @@ async def test_lookups_run_several_at_a_time_but_not_all(
         return await get(stage)
 
     monkeypatch.setattr(world, "get", slow)
-    await issue_batch(issuer, [ask(f"s{n}") for n in range(50)], LoopSlices(), "backend")
+    await desk_over(world, issuer).mint_batch(
+        [ask(f"s{n}") for n in range(50)], LoopSlices(), "backend"
+    )
     assert 1 < most <= 8
 
 
@@ -100,7 +102,9 @@ async def test_a_failing_fallback_is_that_items_answer(
     world: Any, issuer: TokenIssuer, ask: Ask
 ) -> None:
     world.ivs_fails = True
-    outcomes = await issue_batch(issuer, [ask(), ask(issuer="ivs"), ask()], LoopSlices(), "backend")
+    outcomes = await desk_over(world, issuer).mint_batch(
+        [ask(), ask(issuer="ivs"), ask()], LoopSlices(), "backend"
+    )
     assert [code(outcome) for outcome in outcomes] == ["local", "ivs_throttled", "local"]
 
 
@@ -129,15 +133,17 @@ async def test_others_run_whenever_a_slice_is_spent(
             last = now
 
     other = asyncio.create_task(somebody_else())
-    outcomes = await issue_batch(issuer, [ask()] * 300, LoopSlices(lambda: now), "backend")
+    outcomes = await desk_over(world, issuer).mint_batch(
+        [ask()] * 300, LoopSlices(lambda: now), "backend"
+    )
     other.cancel()
     assert len(outcomes) == 300
     assert breaths >= 100
     assert max(held) <= SLICE_SECONDS + 0.001 + 1e-9
 
 
-async def test_an_empty_batch_has_an_empty_answer(issuer: TokenIssuer) -> None:
-    assert await issue_batch(issuer, [], LoopSlices(), "backend") == []
+async def test_an_empty_batch_has_an_empty_answer(world: Any, issuer: TokenIssuer) -> None:
+    assert await desk_over(world, issuer).mint_batch([], LoopSlices(), "backend") == []
 
 
 async def test_a_batch_is_recorded_in_one_go_before_it_is_answered(
@@ -145,7 +151,7 @@ async def test_a_batch_is_recorded_in_one_go_before_it_is_answered(
 ) -> None:
     items = [ask(user_id="a"), ask("gone"), ask(issuer="ivs"), ask(user_id="b")]
     world.unknown_stages.add("gone")
-    outcomes = await issue_batch(issuer, items, LoopSlices(), "backend")
+    outcomes = await desk_over(world, issuer).mint_batch(items, LoopSlices(), "backend")
     issued = [outcome for outcome in outcomes if isinstance(outcome, IssuedToken)]
     assert len(issued) == 3
     assert {row.token_id for row in world.rows} == {token.participant_id for token in issued}
@@ -155,7 +161,7 @@ async def test_bans_hold_in_batches_item_by_item(world: Any, issuer: TokenIssuer
     world.banned_users.add("eve")
     world.during_record = lambda: world.banned_users.add("mallory")
     items = [ask(user_id="eve"), ask(user_id="ana"), ask(user_id="mallory")]
-    eve, ana, mallory = await issue_batch(issuer, items, LoopSlices(), "backend")
+    eve, ana, mallory = await desk_over(world, issuer).mint_batch(items, LoopSlices(), "backend")
     assert isinstance(eve, BannedError)
     assert isinstance(ana, IssuedToken)
     assert isinstance(mallory, BannedError)
@@ -166,4 +172,4 @@ async def test_a_ledger_that_refuses_fails_the_batch_whole(
 ) -> None:
     world.ledger_error = LedgerBusyError("full", retry_after=1.0)
     with pytest.raises(LedgerBusyError):
-        await issue_batch(issuer, [ask(), ask()], LoopSlices(), "backend")
+        await desk_over(world, issuer).mint_batch([ask(), ask()], LoopSlices(), "backend")

@@ -121,6 +121,7 @@ def _for_emulator(settings: Settings, host: str, port: int) -> Settings:
     return dataclasses.replace(
         settings,
         aws_endpoint_url=f"http://{host}:{port}",
+        connection_events_url=f"ws://{host}:{port}",
         regions=settings.regions or (DEFAULT_REGION,),
     )
 
@@ -169,6 +170,7 @@ def _write_environment(settings: Settings) -> None:
         "TOKENSVC_DATA_DIR": str(folder),
         "TOKENSVC_REGIONS": ",".join(settings.regions),
         "TOKENSVC_AWS_ENDPOINT_URL": settings.aws_endpoint_url or "",
+        "TOKENSVC_CONNECTION_EVENTS_URL": settings.connection_events_url,
         **EMULATOR_CREDENTIALS,
     }
     lines = [f"{name}='{value}'" for name, value in values.items()]

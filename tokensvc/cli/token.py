@@ -123,7 +123,7 @@ async def _mint(settings: Settings, fields: dict[str, object]) -> IssuedToken:
         max_duration=settings.max_duration,
     )
     async with open_parts(settings, time.time) as parts:
-        return await parts.issuer.issue(request, COMMAND_LINE)
+        return await parts.desk.tokens.mint(request, COMMAND_LINE)
 
 
 async def _inspect(settings: Settings, text: str, against: str) -> Inspection:

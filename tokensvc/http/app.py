@@ -21,6 +21,7 @@ from litestar import Litestar
 from tokensvc.errors import TokenServiceError
 from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.bodies import batch_decoder
+from tokensvc.http.connection_routes import CONNECTION_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
 from tokensvc.http.key_routes import KEY_ROUTES
@@ -40,8 +41,9 @@ from tokensvc.telemetry.metrics import Metrics
 __all__ = ["create_app"]
 
 TIDY_SECONDS: Final = 60.0
+SWEEP_SECONDS: Final = 60.0
 
-ROUTES: Final = (*TOKEN_ROUTES, *KEY_ROUTES, *HEALTH_ROUTES, schema)
+ROUTES: Final = (*TOKEN_ROUTES, *CONNECTION_ROUTES, *KEY_ROUTES, *HEALTH_ROUTES, schema)
 
 _log = structlog.get_logger(__name__)
 
@@ -87,14 +89,15 @@ def create_app(
         await readiness.sign_canaries()
         _watch(parts, metrics)
         install(app.state, _service(settings, parts, readiness, metrics))
+        janitor = LedgerJanitor(
+            parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
+        )
         background = [
             every(settings.ring_refresh, parts.ring.refresh, name="key ring", sleep=sleep),
             parts.callers.run(settings.caller_refresh, sleep),
             parts.desk.bans.run(sleep),
             *(worker.run() for worker in parts.desk.workers),
-            LedgerJanitor(
-                parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
-            ).run(),
+            every(SWEEP_SECONDS, janitor.sweep, name="ledger janitor", sleep=sleep),
             every(TIDY_SECONDS, parts.desk.revocations.tidy, name="revocations", sleep=sleep),
             every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
         ]

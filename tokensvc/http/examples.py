@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BATCH", "BATCH_ANSWER", "INSPECT", "INSPECTION", "ISSUED", "MINT", "STAGE_ARN"]
+__all__ = [
+    "BATCH",
+    "BATCH_ANSWER",
+    "CONNECTION",
+    "CONNECTION_ANSWER",
+    "EXCHANGE",
+    "INSPECT",
+    "INSPECTION",
+    "ISSUED",
+    "MINT",
+    "STAGE_ARN",
+]
 
 STAGE_ARN: Final = "arn:aws:ivs:eu-central-1:123456789012:stage/abcdABCDefgh"
 _KEY_ARN: Final = "arn:aws:ivs:eu-central-1:123456789012:public-key/f99cde61-c2b0-4df3-8941"
@@ -36,6 +47,29 @@ _ISSUED: Final[dict[str, object]] = {
 ISSUED: Final[dict[str, object]] = {
     "local": _ISSUED,
     "fallback": {**_ISSUED, "issuer": "ivs", "keyArn": None, "exchangeable": False},
+}
+
+EXCHANGE: Final[dict[str, object]] = {
+    "mute": {
+        "participantId": "Zr3mQx8KcT1b",
+        "capabilities": ["SUBSCRIBE"],
+        "attributes": {"team": "blue", "muted": "true"},
+    }
+}
+CONNECTION: Final[dict[str, object]] = {
+    "a Region": {"region": "eu-central-1", "duration": 1440},
+    "a stage's account": {"stageArn": STAGE_ARN, "userId": "ana"},
+}
+CONNECTION_ANSWER: Final[dict[str, object]] = {
+    "token": {
+        "token": "<header>.<payload>.<signature>",
+        "tokenId": "c7yq2lqf5v3o6x4mdk2a",
+        "region": "eu-central-1",
+        "accountId": "123456789012",
+        "duration": 1440,
+        "expirationTime": "2026-09-02T12:00:00Z",
+        "keyArn": _KEY_ARN,
+    }
 }
 
 BATCH: Final[dict[str, object]] = {

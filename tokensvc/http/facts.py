@@ -14,7 +14,9 @@ from litestar.types import HTTPScope, Scope
 __all__ = ["RequestFacts", "facts_of", "keep_facts"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_WANTED: Final = frozenset({b"authorization", b"content-type", b"content-length", b"x-request-id"})
+_WANTED: Final = frozenset(
+    {b"authorization", b"content-type", b"content-length", b"idempotency-key", b"x-request-id"}
+)
 _SCOPE_KEY: Final = "tokensvc.facts"
 
 

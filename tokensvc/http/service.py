@@ -17,11 +17,13 @@ from tokensvc.errors import ForbiddenError
 from tokensvc.http.bodies import BatchBody
 from tokensvc.http.facts import RequestFacts, facts_of
 from tokensvc.http.readiness import Readiness
-from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.issuing.desk import TokenDesk
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import PublicKey
 from tokensvc.keyring.record import RingState
 from tokensvc.keyring.view import RingView
+from tokensvc.ledger import Ledger
+from tokensvc.revocation import Revocations
 from tokensvc.telemetry.metrics import Metrics
 
 __all__ = ["Authenticated", "Authenticator", "Service", "authorize", "install", "service_of"]
@@ -69,7 +71,9 @@ class PublicKeys(Protocol):
 class Service:
     """One running service. Bodies are bounded in bytes, durations in minutes."""
 
-    issuer: TokenIssuer
+    desk: TokenDesk
+    revocations: Revocations
+    ledger: Ledger
     callers: Authenticator
     rings: Rings
     view: Callable[[], RingView]
@@ -79,6 +83,7 @@ class Service:
     clock: Callable[[], float]
     regions: frozenset[str]
     max_duration: int
+    max_connection_duration: int
     max_body_bytes: int
     max_batch_body_bytes: int
     cut_batch: Callable[[bytes], BatchBody]

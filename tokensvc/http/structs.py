@@ -13,14 +13,17 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tokensvc.http.problems import Problem
 from tokensvc.issuing.issued import IssuedToken
+from tokensvc.revocation import Accepted
 from tokensvc.tokens.limits import (
     CAPABILITIES,
     DEFAULT_DURATION_MINUTES,
     MAX_ARN_CHARS,
     MAX_ATTRIBUTES_BYTES,
+    MAX_CONNECTION_DURATION_MINUTES,
     MAX_DURATION_MINUTES,
     MAX_ROLE_CHARS,
     MAX_TOKEN_CHARS,
+    MAX_TOKEN_ID_CHARS,
     MAX_USER_ID_CHARS,
     MIN_DURATION_MINUTES,
 )
@@ -29,6 +32,9 @@ __all__ = [
     "BatchAnswer",
     "BatchRequest",
     "CheckAnswer",
+    "ConnectionTokenRequest",
+    "DisconnectAccepted",
+    "ExchangeTokenRequest",
     "FindingAnswer",
     "InspectRequest",
     "InspectionAnswer",
@@ -74,6 +80,26 @@ Duration = Annotated[
             f"Minutes until the token expires; {DEFAULT_DURATION_MINUTES} where left out. The"
             " operator may allow less (TOKENSVC_MAX_DURATION)."
         ),
+    ),
+]
+ConnectionDuration = Annotated[
+    int,
+    Meta(
+        ge=MIN_DURATION_MINUTES,
+        le=MAX_CONNECTION_DURATION_MINUTES,
+        description=(
+            f"Minutes until the token expires; {DEFAULT_DURATION_MINUTES} where left out. The"
+            " operator may allow less (TOKENSVC_MAX_CONNECTION_DURATION)."
+        ),
+    ),
+]
+RegionText = Annotated[str, Meta(description="A Region that this service serves.")]
+TokenId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        max_length=MAX_TOKEN_ID_CHARS,
+        description="A participant id, which is the `jti` of the participant's token.",
     ),
 ]
 Capabilities = Annotated[
@@ -127,6 +153,39 @@ class BatchRequest(Struct, forbid_unknown_fields=True):
 
     tokens: Annotated[list[MintDefaults], Meta(max_length=1000)]
     defaults: MintDefaults | UnsetType | None = UNSET
+
+
+class ExchangeTokenRequest(Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Another token of a participant; `userId` left out keeps the one of the token before."""
+
+    participant_id: TokenId
+    stage_arn: StageArnText | UnsetType | None = UNSET
+    user_id: UserId | UnsetType | None = UNSET
+    duration: Duration | UnsetType | None = UNSET
+    capabilities: Capabilities | UnsetType | None = UNSET
+    attributes: Attributes | UnsetType | None = UNSET
+
+
+class ConnectionTokenRequest(Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """A connection token: of `region`, or of the account and Region of `stageArn`."""
+
+    region: RegionText | UnsetType | None = UNSET
+    stage_arn: StageArnText | UnsetType | None = UNSET
+    user_id: UserId | UnsetType | None = UNSET
+    duration: ConnectionDuration | UnsetType | None = UNSET
+
+
+class DisconnectAccepted(Struct, rename="camel"):
+    """What was stored; `expectedCompletion` in Unix seconds is an estimate from what is queued."""
+
+    disconnect_id: str
+    ban_id: str | None
+    expected_completion: float
+
+    @classmethod
+    def of(cls, accepted: Accepted) -> DisconnectAccepted:
+        """Return the answer that tells of `accepted`."""
+        return cls(accepted.disconnect_id, accepted.ban_id, accepted.expected_completion)
 
 
 class RefusedItem(Struct):

@@ -15,14 +15,22 @@ from litestar import Request, post
 from litestar.response.base import ASGIResponse
 
 from tokensvc.errors import (
+    BannedError,
     BodyTooLargeError,
     FieldError,
+    IdempotencyConflictError,
+    LedgerBusyError,
     NoSigningKeyError,
+    NotExchangeableError,
+    NotFoundError,
+    NotRepeatableError,
     StageNotFoundError,
+    StoreUnavailableError,
     TokenServiceError,
 )
 from tokensvc.http import examples
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
+from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
 from tokensvc.http.openapi import IVS_PROBLEMS, RouteDoc, documented
 from tokensvc.http.problems import problem_of
@@ -30,19 +38,30 @@ from tokensvc.http.service import Service, authorize, service_of
 from tokensvc.http.structs import (
     BatchAnswer,
     BatchRequest,
+    ExchangeTokenRequest,
     InspectionAnswer,
     InspectRequest,
     MintRequest,
     RefusedItem,
 )
-from tokensvc.issuing.batch import BatchItem, BatchOutcome, issue_batch
+from tokensvc.issuing.batch import BatchItem, BatchOutcome
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.slices import LoopSlices
+from tokensvc.tokens.exchange import parse_exchange_request
 from tokensvc.tokens.validate import parse_defaults, parse_token_request
 
 __all__ = ["TOKEN_ROUTES"]
 
 _JSON: Final = "application/json"
+ISSUING_PROBLEMS: Final = (
+    BannedError,
+    IdempotencyConflictError,
+    NotRepeatableError,
+    LedgerBusyError,
+    StoreUnavailableError,
+)
+"""What a request for a token may meet, whatever it asks for."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,7 +77,7 @@ _encode = msgspec.json.Encoder().encode
             answer=IssuedToken,
             request_examples=examples.MINT,
             answer_examples=examples.ISSUED,
-            problems=(StageNotFoundError, NoSigningKeyError, *IVS_PROBLEMS),
+            problems=(StageNotFoundError, NoSigningKeyError, *ISSUING_PROBLEMS, *IVS_PROBLEMS),
         )
     ),
 )
@@ -71,7 +90,8 @@ async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
     started = perf_counter()
-    issued = await service.issuer.issue(wanted, facts.caller_id)
+    ref = request_ref(facts, "tokens", body)
+    issued = await service.desk.mint(wanted, facts.caller_id, ref)
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
     return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
@@ -90,6 +110,7 @@ async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
             also=(IssuedToken, RefusedItem),
             request_examples=examples.BATCH,
             answer_examples=examples.BATCH_ANSWER,
+            problems=ISSUING_PROBLEMS,
         )
     ),
 )
@@ -97,12 +118,52 @@ async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Issue up to 1,000 tokens; each item is answered by a token or by a problem, in their order."""
     service = service_of(request)
     facts = authorize(request, service, "tokens:mint")
-    batch = service.cut_batch(await read_json_body(request, service.max_batch_body_bytes))
+    raw = await read_json_body(request, service.max_batch_body_bytes)
+    ref = request_ref(facts, "tokens/batch", raw)
+    batch = service.cut_batch(raw)
     slices = service.new_slices()
     items = await _parse_items(batch, service, slices)
-    outcomes = await issue_batch(service.issuer, items, slices, facts.caller_id)
+    outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref)
     body = await _encode_outcomes(items, outcomes, service, facts.request_id, slices)
     return ASGIResponse(body=body, status_code=200, media_type=_JSON)
+
+
+@post(
+    "/v1/tokens/exchange",
+    status_code=201,
+    summary="Mint a token to exchange a participant's for",
+    opt=documented(
+        RouteDoc(
+            operation_id="exchange",
+            scope="tokens:mint",
+            request=ExchangeTokenRequest,
+            answer=IssuedToken,
+            request_examples=examples.EXCHANGE,
+            answer_examples=examples.ISSUED,
+            problems=(
+                NotFoundError,
+                NotExchangeableError,
+                NoSigningKeyError,
+                *ISSUING_PROBLEMS,
+            ),
+        )
+    ),
+)
+async def exchange(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Issue a token for the SDK's `exchangeToken()`: same participant and stage, new rights.
+
+    Capabilities and attributes are as asked for; left out, they are the defaults, not the old ones.
+    """
+    service = service_of(request)
+    facts = authorize(request, service, "tokens:mint")
+    body = await read_json_body(request, service.max_body_bytes)
+    wanted = parse_exchange_request(
+        decode_json(body), regions=service.regions, max_duration=service.max_duration
+    )
+    ref = request_ref(facts, "tokens/exchange", body)
+    issued = await service.desk.exchange(wanted, facts.caller_id, ref)
+    service.metrics.token_exchanged()
+    return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
 
 
 @post(
@@ -129,7 +190,7 @@ async def inspect(request: Request[Any, Any, Any]) -> ASGIResponse:
     return ASGIResponse(body=_encode(answer), status_code=200, media_type=_JSON)
 
 
-TOKEN_ROUTES: Final = (mint, mint_batch, inspect)
+TOKEN_ROUTES: Final = (mint, mint_batch, exchange, inspect)
 
 
 async def _parse_items(batch: BatchBody, service: Service, slices: LoopSlices) -> list[BatchItem]:

@@ -1,9 +1,9 @@
 """Issues many tokens at once; each item gets its own answer, in the order asked.
 
 Stages are looked up first, each once and several at a time; then everything that a local key signs is
-signed in slices; what must go to IVS follows, several calls at a time; then one commit records all of
-it. A bad item spoils only itself: whatever goes wrong with it, foreseen or not, becomes that item's
-error. Only a ledger that does not take the rows fails the batch as a whole.
+signed in slices; what must go to IVS follows, several calls at a time. Whoever called records all of it
+in one commit, and then has it handed out. A bad item spoils only itself: whatever goes wrong with it,
+foreseen or not, becomes that item's error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
-__all__ = ["BatchItem", "BatchOutcome", "issue_batch"]
+__all__ = ["BatchItem", "BatchOutcome", "draft_batch", "hand_out_batch"]
 
 BatchItem: TypeAlias = TokenRequest | TokenServiceError
 BatchOutcome: TypeAlias = IssuedToken | TokenServiceError
@@ -34,20 +34,38 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-async def issue_batch(
+async def draft_batch(
     issuer: TokenIssuer, items: Sequence[BatchItem], slices: LoopSlices, caller_id: str | None
-) -> list[BatchOutcome]:
-    """Answer every item with its token or its error.
-
-    An item that is an error already (a request that did not parse) keeps it. Raises LedgerBusyError
-    and StoreUnavailableError; then nothing was issued.
-    """
+) -> list[Draft | TokenServiceError]:
+    """Make the token of every item, or its error; an item that is an error already keeps it."""
     batch = _Batch(issuer, items, slices, caller_id)
     await batch.look_up_stages()
     await batch.sign_local()
     await batch.ask_ivs()
-    await batch.record()
-    return await batch.outcomes()
+    return batch.drafts()
+
+
+async def hand_out_batch(
+    issuer: TokenIssuer,
+    items: Sequence[BatchItem],
+    drafts: Sequence[Draft | TokenServiceError],
+    slices: LoopSlices,
+) -> list[BatchOutcome]:
+    """Return the tokens of drafts that are recorded, and an error for who was banned meanwhile."""
+    outcomes: list[BatchOutcome] = []
+    for item, draft in zip(items, drafts, strict=True):
+        await slices.breathe()
+        if isinstance(draft, TokenServiceError):
+            outcomes.append(draft)
+            continue
+        try:
+            # Only a request that parsed has become a draft.
+            issuer.admit(cast("TokenRequest", item), draft.token.participant_id)
+        except TokenServiceError as refusal:
+            outcomes.append(refusal)
+        else:
+            outcomes.append(draft.token)
+    return outcomes
 
 
 class _Batch:
@@ -121,25 +139,8 @@ class _Batch:
         except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
             self._done[index] = _as_answer(fault, index)
 
-    async def record(self) -> None:
-        drafts = [draft for draft in self._done.values() if isinstance(draft, Draft)]
-        if drafts:
-            await self._issuer.record(drafts)
-
-    async def outcomes(self) -> list[BatchOutcome]:
-        return [await self._outcome(index, item) for index, item in enumerate(self._items)]
-
-    async def _outcome(self, index: int, item: BatchItem) -> BatchOutcome:
-        done = self._done[index]
-        if isinstance(done, TokenServiceError):
-            return done
-        await self._slices.breathe()
-        try:
-            # Asked again, since a ban may have been answered while the rows were committed.
-            self._issuer.admit(cast("TokenRequest", item), done.token.participant_id)
-        except TokenServiceError as refusal:
-            return refusal
-        return done.token
+    def drafts(self) -> list[Draft | TokenServiceError]:
+        return [self._done[index] for index in range(len(self._items))]
 
 
 def _as_answer(fault: Exception, index: int | None) -> TokenServiceError:

@@ -26,7 +26,15 @@ from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 from tokensvc.tokens.ids import new_participant_id
 from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
-__all__ = ["Admit", "Recorder", "StageLookup", "TokenIssuer", "TokenSource", "View"]
+__all__ = [
+    "Admit",
+    "Recorder",
+    "StageLookup",
+    "TokenIssuer",
+    "TokenSource",
+    "View",
+    "outlives_key",
+]
 
 
 class View(Protocol):
@@ -68,8 +76,13 @@ class Recorder(Protocol):
 class Admit(Protocol):
     """Who may be issued a token."""
 
-    def __call__(self, *, stage_arn: str, user_id: str | None, participant_id: str | None) -> None:
-        """Return where a token may be issued; raises BannedError."""
+    def __call__(
+        self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None
+    ) -> None:
+        """Return where a token may be issued.
+
+        Raises BannedError, and StoreUnavailableError where it is not known who is banned.
+        """
         ...
 
 
@@ -144,7 +157,7 @@ class TokenIssuer:
             return False
         longest = view.longest_ttl(request.stage.region)
         if request.duration * 60 > longest:
-            raise _outlives_key(longest)
+            raise outlives_key(longest, "TOKENSVC_MAX_DURATION")
         return True
 
     async def stage_endpoints(self, stage: StageArn) -> StageEndpoints:
@@ -183,12 +196,12 @@ class TokenIssuer:
         return await self._ledger.record([draft.row for draft in drafts], claim)
 
 
-def _outlives_key(longest: float) -> InvalidRequestError:
+def outlives_key(longest: float, setting: str) -> InvalidRequestError:
+    """Return the error of a token that would outlive the key; `longest` is in seconds."""
     minutes = int(longest // 60)
     detail = (
         f"is longer than the {minutes} minutes for which the Region's current key is kept;"
-        " TOKENSVC_MAX_DURATION was raised after that key began to sign, and counts from the next"
-        " rotation on"
+        f" {setting} was raised after that key began to sign, and counts from the next rotation on"
     )
     return InvalidRequestError(
         f"duration: {detail}", errors=(FieldError("duration", "outlives_key", detail, minutes),)

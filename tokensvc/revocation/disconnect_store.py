@@ -49,9 +49,9 @@ Operation: TypeAlias = Literal["disconnect", "revoke"]
 CONNECTED: Final = 0
 """IVS lists the participant as connected."""
 NAMED: Final = 1
-"""Asked for by its id."""
+"""Asked for by its id or its user's."""
 ISSUED: Final = 2
-"""A living token that nobody is connected with, as far as is known."""
+"""One of many: a token of a stage, with which nobody is connected, as far as is known."""
 WAITING: Final = 3
 """IVS knew no such participant; its token lives and a ban stands, so it is tried again."""
 
@@ -64,14 +64,17 @@ _PURGED_AT_ONCE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class NewCall:
-    """A call to be made for a request, unless it is pending already."""
+    """A call to be made for a request, unless it is pending already.
+
+    `exp` is when the token expires, Unix seconds, at the latest.
+    """
 
     operation: Operation
     stage_arn: str
     target_id: str
     user_id: str | None
     rank: int
-    deadline: float
+    exp: float
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -92,7 +95,7 @@ class DueCall:
     reason: str
     rank: int
     attempts: int
-    deadline: float
+    exp: float
 
 
 _DUE_COLUMNS: Final = tuple(calls.c[name] for name in DueCall.__dataclass_fields__)
@@ -248,6 +251,20 @@ class DisconnectStore:
         )
         return bool(await self._all(query.limit(1)))
 
+    async def has_unmade_calls(self, request: Disconnect) -> bool:
+        """Tell whether some of a request's calls of rank ISSUED are still to be made."""
+        query = (
+            select(calls.c.call_id)
+            .join(members, members.c.call_id == calls.c.call_id)
+            .where(
+                members.c.disconnect_id == request.disconnect_id,
+                calls.c.state == "pending",
+                calls.c.rank == ISSUED,
+            )
+            .limit(1)
+        )
+        return bool(await self._all(query))
+
     async def queue_length(self, region: str) -> int:
         """Count the calls of a Region that are to be made, apart from those that wait."""
         query = (
@@ -276,7 +293,7 @@ class DisconnectStore:
                 calls.c.state,
                 calls.c.rank == WAITING,
                 func.count(),
-                func.max(calls.c.deadline),
+                func.max(calls.c.exp),
             )
             .select_from(of_request[0])
             .where(of_request[1])
@@ -316,9 +333,7 @@ class DisconnectStore:
         moments = [now + SPACING_SECONDS * await self.queue_length(request.region)]
         if request.next_sweep_at is not None:
             moments.append(request.next_sweep_at)
-        moments += [
-            deadline for state, waits, _, deadline in groups if state == "pending" and waits
-        ]
+        moments += [exp for state, waits, _, exp in groups if state == "pending" and waits]
         return max(moments)
 
     async def purge(self, before: float) -> int:
@@ -373,7 +388,7 @@ def _enqueue(
                 "state": "pending",
                 "attempts": 0,
                 "next_attempt_at": now,
-                "deadline": call.deadline,
+                "exp": call.exp,
                 "updated_at": now,
             }
             for call in wanted
@@ -387,14 +402,14 @@ def _enqueue(
     }
     for call in wanted:
         row = stored[call.identity]
-        if call.rank < row.rank or call.deadline > row.deadline:
+        if call.rank < row.rank or call.exp > row.exp:
             sooner = call.rank < row.rank
             connection.execute(
                 update(calls)
                 .where(calls.c.call_id == row.call_id)
                 .values(
                     rank=min(call.rank, row.rank),
-                    deadline=max(call.deadline, row.deadline),
+                    exp=max(call.exp, row.exp),
                     next_attempt_at=now if sooner else row.next_attempt_at,
                 )
             )

@@ -56,6 +56,17 @@ class Metrics:
             ["issuer", "region"],
             registry=self.registry,
         )
+        self._exchanged = Counter(
+            "tokensvc_tokens_exchanged",
+            "Tokens issued for a participant who had one (token exchange).",
+            registry=self.registry,
+        )
+        self._connection_tokens = Counter(
+            "tokensvc_connection_tokens_issued",
+            "Connection tokens issued, by Region.",
+            ["region"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "tokensvc_http_requests",
             "HTTP requests answered, by route template, status and problem code (empty: none).",
@@ -90,6 +101,14 @@ class Metrics:
     def token_issued(self, issuer: str, region: str) -> None:
         """Count one token; `issuer` is local or ivs, `region` one that is served."""
         self._tokens.labels(issuer, region).inc()
+
+    def token_exchanged(self) -> None:
+        """Count one token issued to be exchanged for another."""
+        self._exchanged.inc()
+
+    def connection_token_issued(self, region: str) -> None:
+        """Count one connection token of a Region that is served."""
+        self._connection_tokens.labels(region).inc()
 
     def item_refused(self, code: str) -> None:
         """Count one batch item answered with a problem of this code."""

@@ -1,0 +1,233 @@
+"""Where callers' requests for tokens arrive: minted, exchanged, repeated; recorded, then handed out.
+
+A request may carry a reference (`Idempotency-Key`). Then what its answer is made of is stored in the
+commit of its ledger rows, and the same request again is answered by the same tokens, signed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from tokensvc.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotExchangeableError,
+    NotFoundError,
+    NotRepeatableError,
+    TokenServiceError,
+)
+from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
+from tokensvc.issuing.connection import ConnectionSigner, ConnectionToken
+from tokensvc.issuing.issued import Draft, IssuedToken
+from tokensvc.issuing.issuer import Recorder, TokenIssuer
+from tokensvc.issuing.living import IssuedTokens, PendingDisconnects, why_not_again
+from tokensvc.issuing.repeats import HasRow, Kept, KeptProblem, KeptToken, keep, kept
+from tokensvc.issuing.slices import LoopSlices
+from tokensvc.ledger.idempotency import Claim, IdempotencyRef
+from tokensvc.ledger.lookups import IssuedRecord
+from tokensvc.ledger.row import PARTICIPANT
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import TokenRequest
+from tokensvc.tokens.connection import ConnectionRequest
+from tokensvc.tokens.exchange import ExchangeRequest
+
+__all__ = ["Answers", "TokenDesk"]
+
+
+class Answers(Protocol):
+    """What was answered to requests that carried a reference."""
+
+    async def find(self, ref: IdempotencyRef, now: float) -> str | None:
+        """Return the stored answer; raises IdempotencyConflictError and StoreUnavailableError."""
+        ...
+
+
+class TokenDesk:
+    """Answers requests for tokens. `clock` gives Unix seconds, `idempotency_window` is in seconds.
+
+    Every method raises BannedError, NoSigningKeyError, the IvsError classes, LedgerBusyError and
+    StoreUnavailableError, and with a `ref` IdempotencyConflictError and NotRepeatableError; in each
+    case nothing was handed out.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: TokenIssuer,
+        connections: ConnectionSigner,
+        recorder: Recorder,
+        ledger: IssuedTokens,
+        pending: PendingDisconnects,
+        answers: Answers,
+        key_is_gone: Callable[[str], bool],
+        clock: Callable[[], float],
+        idempotency_window: float,
+    ) -> None:
+        """`key_is_gone` tells of a public key's ARN whether our ring has deleted it."""
+        self._issuer = issuer
+        self._connections = connections
+        self._recorder = recorder
+        self._ledger = ledger
+        self._pending = pending
+        self._answers = answers
+        self._key_is_gone = key_is_gone
+        self._clock = clock
+        self._window = idempotency_window
+
+    async def mint(
+        self, request: TokenRequest, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> IssuedToken:
+        """Issue one participant token."""
+        if ref is None:
+            return await self._issuer.issue(request, caller_id)
+        known = await self._known(ref)
+        if known is None:
+            draft = await self._issuer.draft(request, caller_id)
+            late = await self._issuer.record([draft], self._claim(ref, [draft]))
+            if late is None:
+                self._issuer.admit(request, draft.token.participant_id)
+                return draft.token
+            known = kept(late)
+        return await self._repeat(request, _only(known), caller_id)
+
+    async def mint_batch(
+        self,
+        items: Sequence[BatchItem],
+        slices: LoopSlices,
+        caller_id: str | None,
+        ref: IdempotencyRef | None = None,
+    ) -> list[BatchOutcome]:
+        """Answer every item with its token or its error; one that is an error already keeps it."""
+        known = None if ref is None else await self._known(ref)
+        if known is None:
+            drafts = await draft_batch(self._issuer, items, slices, caller_id)
+            claim = None if ref is None else self._claim(ref, drafts)
+            made = [draft for draft in drafts if isinstance(draft, Draft)]
+            late = await self._issuer.record(made, claim) if made or claim else None
+            if late is None:
+                return await hand_out_batch(self._issuer, items, drafts, slices)
+            known = kept(late)
+        return [
+            await self._repeat_item(item, one, slices, caller_id)
+            for item, one in zip(items, known, strict=True)
+        ]
+
+    async def exchange(
+        self, request: ExchangeRequest, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> IssuedToken:
+        """Issue a token that the holder of a living one can exchange it for.
+
+        Same `jti`, stage and endpoints as were signed first, whatever GetStage answers now. Raises
+        NotFoundError for a participant that is not in the ledger, NotExchangeableError, and
+        InvalidRequestError where `stageArn` is not the participant's.
+        """
+        found = await self._ledger.latest(request.participant_id)
+        if found is None or found.kind != PARTICIPANT or found.stage_arn is None:
+            raise NotFoundError("There is no such participant in the ledger.")
+        stage = StageArn.parse(found.stage_arn)
+        if request.stage is not None and request.stage != stage:
+            detail = "is not the stage that this participant's token is for"
+            raise InvalidRequestError(
+                f"stageArn: {detail}", errors=(FieldError("stageArn", "mismatch", detail),)
+            )
+        wanted = TokenRequest(
+            stage=stage,
+            user_id=request.user_id if request.user_id is not None else found.user_id,
+            duration=request.duration,
+            capabilities=request.capabilities,
+            attributes=request.attributes,
+            issuer="local",
+        )
+        # Under the name before, too: a banned user does not get in under another one.
+        before = replace(wanted, user_id=found.user_id)
+        for one in (before, wanted):
+            self._issuer.admit(one, request.participant_id)
+        known = None if ref is None else await self._known(ref)
+        if known is not None:
+            return await self._repeat(wanted, _only(known), caller_id)
+        reason = await why_not_again(found, self._pending, self._clock())
+        if reason is None and found.key_arn is not None and self._key_is_gone(found.key_arn):
+            reason = "The key that signed its token has been deleted, so the token is void."
+        if reason is not None or found.endpoints is None:
+            raise NotExchangeableError(reason or "The endpoints it was signed with are not known.")
+        self._issuer.signs(wanted)
+        identity = self._issuer.times(wanted, request.participant_id)
+        draft = self._issuer.sign(wanted, found.endpoints, caller_id, identity)
+        late = await self._issuer.record([draft], self._claim(ref, [draft]) if ref else None)
+        if late is not None:
+            return await self._repeat(wanted, _only(kept(late)), caller_id)
+        for one in (before, wanted):
+            self._issuer.admit(one, request.participant_id)
+        return draft.token
+
+    async def connect(
+        self, request: ConnectionRequest, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> ConnectionToken:
+        """Issue one connection token; raises InvalidRequestError for a stage of another account."""
+        self._connections.admit(request)
+        known = None if ref is None else await self._known(ref)
+        if known is None:
+            draft = self._connections.sign(request, caller_id)
+            claim = self._claim(ref, [draft]) if ref else None
+            late = await self._recorder.record([draft.row], claim)
+            if late is None:
+                self._connections.admit(request, draft.token.token_id)
+                return draft.token
+            known = kept(late)
+        one = _only(known)
+        found = await self._again(one)
+        draft = self._connections.sign(request, caller_id, one.identity)
+        if draft.row.key_id != found.key_id:
+            await self._recorder.record([draft.row])
+        self._connections.admit(request, draft.token.token_id)
+        return draft.token
+
+    async def _known(self, ref: IdempotencyRef) -> list[Kept] | None:
+        stored = await self._answers.find(ref, self._clock())
+        return None if stored is None else kept(stored)
+
+    def _claim(self, ref: IdempotencyRef, outcomes: Sequence[HasRow | TokenServiceError]) -> Claim:
+        return Claim(ref, keep(outcomes), self._clock() + self._window)
+
+    async def _repeat_item(
+        self, item: BatchItem, one: Kept, slices: LoopSlices, caller_id: str | None
+    ) -> BatchOutcome:
+        await slices.breathe()
+        if isinstance(item, TokenServiceError):
+            return item
+        if isinstance(one, KeptProblem):
+            return one.as_error()
+        try:
+            return await self._repeat(item, one, caller_id)
+        except TokenServiceError as refusal:
+            return refusal
+
+    async def _repeat(
+        self, request: TokenRequest, one: KeptToken, caller_id: str | None
+    ) -> IssuedToken:
+        self._issuer.admit(request, one.participant_id)
+        found = await self._again(one)
+        endpoints = found.endpoints or await self._issuer.stage_endpoints(request.stage)
+        draft = self._issuer.sign(request, endpoints, caller_id, one.identity)
+        # The key may be another one by now, and must then know that it has signed this token.
+        if draft.row.key_id != found.key_id:
+            await self._issuer.record([draft])
+        self._issuer.admit(request, one.participant_id)
+        return draft.token
+
+    async def _again(self, one: KeptToken) -> IssuedRecord:
+        found = await self._ledger.latest(one.participant_id)
+        if found is None:
+            raise NotRepeatableError("The token has expired, and the ledger has forgotten it.")
+        reason = await why_not_again(found, self._pending, self._clock())
+        if reason is not None:
+            raise NotRepeatableError(reason)
+        return found
+
+
+def _only(known: Sequence[Kept]) -> KeptToken:
+    if len(known) != 1 or not isinstance(known[0], KeptToken):
+        raise TokenServiceError("The stored answer is damaged.")
+    return known[0]

@@ -1,0 +1,87 @@
+"""Answering a repeated request (`Idempotency-Key`) as it was answered before, without having kept a token.
+
+What is stored of an answer is who each token is for and its times; a repetition signs anew over the same
+facts. It passes the same admission as a first request, and is refused where the token could not be
+handed out again: IVS made it, it has expired, or its participant has been disconnected since.
+
+Of a batch, the items that failed are stored as the problems they were answered with, so that the
+repetition of a batch issues nothing that its first answer did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+
+from tokensvc.errors import FieldError, TokenServiceError
+from tokensvc.issuing.issued import Identity
+from tokensvc.ledger.row import LedgerRow
+
+__all__ = ["HasRow", "Kept", "KeptProblem", "KeptToken", "keep", "kept"]
+
+
+class KeptToken(msgspec.Struct, frozen=True, tag="t", array_like=True):
+    """What is kept of a token; `key_id` is None where IVS made it."""
+
+    participant_id: str
+    iat: int
+    exp: int
+    key_id: str | None
+
+    @property
+    def identity(self) -> Identity:
+        """Whose token it is, and its times."""
+        return Identity(self.participant_id, self.iat, self.exp)
+
+
+class KeptProblem(msgspec.Struct, frozen=True, tag="p", array_like=True):
+    """What is kept of an item that failed: the public half of its error."""
+
+    code: str
+    detail: str
+    errors: list[FieldError] = []
+
+    def as_error(self) -> TokenServiceError:
+        """Return the error as it was."""
+        return _CLASSES.get(self.code, TokenServiceError)(self.detail, errors=tuple(self.errors))
+
+
+Kept: TypeAlias = KeptToken | KeptProblem
+
+
+class HasRow(Protocol):
+    """A draft of either kind of token."""
+
+    @property
+    def row(self) -> LedgerRow:
+        """What the ledger remembers of it."""
+        ...
+
+
+def keep(outcomes: Sequence[HasRow | TokenServiceError]) -> str:
+    """Return what to store of an answer."""
+    return msgspec.json.encode([_keep(outcome) for outcome in outcomes]).decode()
+
+
+def kept(stored: str) -> list[Kept]:
+    """Return what `keep` stored; raises TokenServiceError where it makes no sense."""
+    try:
+        return msgspec.json.decode(stored, type=list[Kept])
+    except msgspec.DecodeError as fault:
+        raise TokenServiceError("The stored answer is damaged.") from fault
+
+
+def _keep(outcome: HasRow | TokenServiceError) -> Kept:
+    if isinstance(outcome, TokenServiceError):
+        return KeptProblem(outcome.code, outcome.detail, list(outcome.errors))
+    row = outcome.row
+    return KeptToken(row.token_id, row.iat, row.exp, row.key_id)
+
+
+def _all_errors(root: type[TokenServiceError]) -> list[type[TokenServiceError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _all_errors(child))]
+
+
+_CLASSES: Final = {error.code: error for error in reversed(_all_errors(TokenServiceError))}
