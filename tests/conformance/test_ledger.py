@@ -117,8 +117,7 @@ async def test_an_exchanged_participant_is_found_as_it_was_last_signed(writer, l
     await writer.record([row("p1", exp=NOW + 7200)])
     await writer.record([row("p1", exp=NOW + 60, user_id="alicia")])
     assert (await ledger.latest("p1")).user_id == "alicia"
-    assert await ledger.last_expiry_of("p1") == NOW + 7200
-    assert await ledger.last_expiry_of("unknown") is None
+    assert await ledger.last_expiries(["p1", "unknown"]) == {"p1": NOW + 7200}
 
 
 async def test_living_tokens_of_a_user_of_a_stage_and_of_a_key(writer, ledger):

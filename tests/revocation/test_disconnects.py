@@ -183,15 +183,69 @@ async def test_once_the_ban_is_lifted_not_connected_ends_it(replica, ivs):
     assert await states(replica, accepted) == {"p1": "not_connected"}
 
 
-async def test_an_expired_token_is_not_worth_a_call(replica, ivs):
+async def test_when_its_token_has_expired_a_last_call_tells_that_nobody_came(replica, ivs):
     await replica.issue("p1", ttl=100)
     accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
     await replica.work(rounds=2)
+    replica.time.now = NOW + 99
+    await replica.work()
     made = len(ivs.calls)
-    replica.time.now = NOW + 101
+    replica.time.now = NOW + 100
     await replica.work()
     assert await states(replica, accepted) == {"p1": "expired"}
-    assert len(ivs.calls) == made
+    await replica.work(rounds=5)
+    assert len(ivs.calls) == made + 1
+
+
+async def test_who_joined_just_before_the_token_expired_is_caught_by_the_last_call(replica, ivs):
+    await replica.issue("p1", ttl=100)
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
+    await replica.work(rounds=2)
+    ivs.join(STAGE, "p1", "alice")
+    replica.time.now = NOW + 100
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
+async def test_of_a_full_stage_what_expires_in_the_queue_costs_no_call(replica, ivs):
+    for number in range(60):
+        await replica.issue(f"p{number}", f"user{number}", ttl=60)
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.work(rounds=2)
+    replica.time.now = NOW + 60
+    await replica.work(rounds=6)
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    assert progress.counts == {"not_connected": 20, "expired": 40}
+    assert len(ivs.calls) == 20
+
+
+async def test_who_joins_while_a_full_stage_is_being_cleared_goes_first(replica, ivs):
+    for number in range(300):
+        await replica.issue(f"p{number}", f"user{number}")
+    await kick(replica, DisconnectAsk.of_stage(STAGE, ban=0))
+    await replica.work(rounds=2)
+    replica.time.now += SETTLE_SECONDS
+    await replica.work()
+    ivs.join(STAGE, "p299", "user299")
+    replica.time.now += 30
+    await replica.bans.refresh()
+    await replica.work()
+    assert "p299" in ivs.revoked
+    assert len(ivs.calls) < 50
+
+
+async def test_a_call_that_keeps_failing_is_given_up_a_day_after_the_token_s_expiry(replica, ivs):
+    await replica.issue("p1", ttl=60)
+    accepted = await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    ivs.faults.extend(["down"] * 100)
+    await replica.work()
+    replica.time.now = NOW + 60 + 86_399
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "pending"}
+    replica.time.now += 60
+    await replica.work()
+    assert await states(replica, accepted) == {"p1": "expired"}
+    assert len(ivs.calls) == 2
 
 
 async def test_who_may_be_connected_is_tried_beyond_the_token_s_expiry(replica, ivs):

@@ -229,6 +229,12 @@ class Histories(RuleBasedStateMachine):
             self.loop.close()
             self.folder.cleanup()
 
+    def is_quiet(self) -> bool:
+        return all(
+            self.run(self.replicas[1].revocations.progress(disconnect_id, limit=1)).done
+            for disconnect_id in self.accepted
+        )
+
     def settle(self) -> None:
         """IVS answers again; let the workers finish, and see that nothing was forgotten."""
         self.ivs.faults.clear()
@@ -236,6 +242,8 @@ class Histories(RuleBasedStateMachine):
             self.run(self.replicas[0].work())
             self.time.now += LEASE_SECONDS / 2
             self.refresh_all()
+            if self.is_quiet():
+                break
         for disconnect_id in self.accepted:
             progress = self.run(self.replicas[1].revocations.progress(disconnect_id, limit=1000))
             assert progress.disconnect.next_sweep_at is None, "a request was never looked into"
@@ -243,6 +251,12 @@ class Histories(RuleBasedStateMachine):
                 assert one.state != "pending" or one.last_error == "not_connected"
         still = {participant_id for _, participant_id in self.ivs.connected}
         assert not still & self.to_leave, "a kick was lost"
+        kicked_out = [ban for ban in self.bans if ban.stage is not None]
+        for (arn, _), participant in self.ivs.connected.items():
+            stage = StageArn.parse(arn)
+            assert not any(
+                ban.hits(participant.user_id, stage, self.time.now) for ban in kicked_out
+            ), "somebody who is banned is connected"
         assert self.ivs.busiest_second() <= 5
 
 

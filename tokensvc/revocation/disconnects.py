@@ -141,8 +141,8 @@ class ParticipantProgress:
 
     `disconnected`: IVS took the call. `not_connected`: IVS knows no such participant now; while its
     token lives and a ban stands, that is a `pending` one with `last_error` `not_connected`, and is
-    tried again. `expired`: the token's time was over before IVS took the call. `failed`: IVS refuses
-    the call for good; `last_error` is an error code.
+    tried again. `expired`: the token's time is over and nobody is connected with it. `failed`: IVS
+    refuses the call for good; `last_error` is an error code.
     """
 
     target_id: str

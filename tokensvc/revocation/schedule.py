@@ -9,7 +9,7 @@ __all__ = [
     "CALLS_PER_SECOND",
     "SESSION_SECONDS",
     "SPACING_SECONDS",
-    "deadline_of",
+    "given_up_at",
     "retry_delay",
 ]
 
@@ -38,13 +38,9 @@ def retry_delay(attempts: int, luck: float, *, not_connected: bool = False) -> f
     return full * (1 - luck / 2)
 
 
-def deadline_of(exp: int | None, *, maybe_connected: bool, now: float) -> float:
-    """Return until when a call is tried, Unix seconds.
+def given_up_at(exp: float) -> float:
+    """Return when a call that keeps failing is given up: when nobody can be connected any more.
 
-    A token that nobody is connected with matters until it expires. Somebody who is connected, or may
-    be, stays so beyond the token's expiry, which IVS looks at only at the join; but no session
-    outlasts a day. A token that the ledger does not know may live that long, too.
+    IVS looks at `exp` only at the join, so who joined just before it stays connected for up to a day.
     """
-    if exp is not None and not maybe_connected:
-        return float(exp)
-    return max(float(exp or 0), now + SESSION_SECONDS)
+    return exp + SESSION_SECONDS

@@ -22,8 +22,9 @@ from tokensvc.revocation.disconnect_store import (
     NewCall,
 )
 from tokensvc.revocation.disconnects import Disconnect, DisconnectAsk, DisconnectProgress
-from tokensvc.revocation.schedule import SPACING_SECONDS, deadline_of
+from tokensvc.revocation.schedule import SPACING_SECONDS
 from tokensvc.tokens.ids import new_participant_id
+from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = ["Accepted", "Revocations"]
 
@@ -217,17 +218,17 @@ class Revocations:
         if ask.kind not in {"participant", "connection_token"} or ask.target_id is None:
             return None
         issued = await self._ledger.latest(ask.target_id)
-        exp = await self._ledger.last_expiry_of(ask.target_id)
+        expiries = await self._ledger.last_expiries([ask.target_id])
+        exp = expiries.get(ask.target_id, now + MAX_PARTICIPANT_TTL_SECONDS)
         if ask.kind == "connection_token":
-            deadline = deadline_of(exp, maybe_connected=False, now=now)
-            return NewCall("revoke", "", ask.target_id, None, NAMED, max(deadline, now + 60))
+            return NewCall("revoke", "", ask.target_id, None, NAMED, exp)
         return NewCall(
             "disconnect",
             ask.stage_arn or "",
             ask.target_id,
             None if issued is None else issued.user_id,
             NAMED,
-            deadline_of(exp, maybe_connected=True, now=now),
+            exp,
         )
 
     async def _expected(self, request: Disconnect, now: float) -> float:

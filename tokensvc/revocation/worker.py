@@ -34,18 +34,20 @@ from tokensvc.revocation.bans import BanList
 from tokensvc.revocation.disconnect_store import (
     CONNECTED,
     ISSUED,
+    NAMED,
     DisconnectStore,
     DueCall,
     NewCall,
 )
-from tokensvc.revocation.disconnects import Disconnect
+from tokensvc.revocation.disconnects import CallState, Disconnect
 from tokensvc.revocation.schedule import (
     SESSION_SECONDS,
     SPACING_SECONDS,
-    deadline_of,
+    given_up_at,
     retry_delay,
 )
 from tokensvc.store.leases import Lease, LeaseStore
+from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = ["SETTLE_SECONDS", "DisconnectGateway", "DisconnectWorker"]
 
@@ -56,6 +58,8 @@ HANDOVER_SECONDS: Final = 1.0
 
 IDLE_SECONDS: Final = 0.5
 """How soon a request that another replica stored is seen."""
+
+RESWEEP_SECONDS: Final = 30.0
 
 SETTLE_SECONDS: Final = MAX_RECORD_SECONDS + 5.0
 """After a ban: 1 s until all replicas see it, what a mint under way may take, and a margin."""
@@ -175,7 +179,7 @@ class DisconnectWorker:
         due = await self._store.due_calls(self._region, self._times.clock(), CALLS_AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for call in due:
-                if self._times.clock() >= call.deadline:
+                if self._is_over(call):
                     await self._expire(call)
                     continue
                 group.create_task(self._call_one(call))
@@ -183,6 +187,15 @@ class DisconnectWorker:
 
     def _may_work(self) -> bool:
         return self._lease is not None and self._lease.may_work(self._times.clock())
+
+    def _is_over(self, call: DueCall) -> bool:
+        """Tell whether a call need not be made any more.
+
+        An expired token may have been joined with just before, so one last call is made for it; not so
+        where it is one of many, since then the sweeps find whoever is connected.
+        """
+        now = self._times.clock()
+        return now >= (call.exp if call.rank == ISSUED else given_up_at(call.exp))
 
     async def _turn(self) -> bool:
         """Wait until the next call may begin, and tell whether it still may; it must begin at once."""
@@ -212,40 +225,48 @@ class DisconnectWorker:
                 pass  # no such stage, so nobody is on it
             except IvsError as fault:
                 error = fault
-        listed = request.stage_arn is not None and error is None
-        await self._enqueue_issued(request, connected, listed=listed)
+        if request.sweeps < 2:
+            await self._enqueue_issued(request, connected)
         if error is not None:
             raise error
-        # Without a ban, who comes back with a new token is welcome.
-        again = request.ban_id is not None and request.sweeps == 0
-        await self._store.swept(
-            request, next_sweep_at=request.created_at + SETTLE_SECONDS if again else None
-        )
+        await self._store.swept(request, next_sweep_at=await self._next_sweep(request))
+
+    async def _next_sweep(self, request: Disconnect) -> float | None:
+        if request.ban_id is not None and request.sweeps == 0:
+            return request.created_at + SETTLE_SECONDS
+        if request.stage_arn is not None and await self._store.has_unmade_calls(request):
+            # Until their turn comes, some may join, and then go first.
+            return self._times.clock() + RESWEEP_SECONDS
+        return None
 
     async def _enqueue_connected(self, request: Disconnect, stage_arn: str) -> set[str]:
         participants = await self._gateway.list_participants(
             self._region, stage_arn=stage_arn, user_id=request.user_id
         )
         now = self._times.clock()
-        found = [
-            NewCall(
-                "disconnect",
-                stage_arn,
-                participant.participant_id,
-                participant.user_id,
-                CONNECTED,
-                deadline_of(None, maybe_connected=True, now=now),
-            )
+        meant = [
+            participant
             for participant in participants
             if request.ban_id is not None or not _came_after(participant, request)
         ]
-        for start in range(0, len(found), LEDGER_PAGE):
-            await self._store.enqueue(request, found[start : start + LEDGER_PAGE], now)
-        return {call.target_id for call in found}
+        for start in range(0, len(meant), LEDGER_PAGE):
+            some = meant[start : start + LEDGER_PAGE]
+            expiries = await self._ledger.last_expiries([one.participant_id for one in some])
+            found = [
+                NewCall(
+                    "disconnect",
+                    stage_arn,
+                    one.participant_id,
+                    one.user_id,
+                    CONNECTED,
+                    expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS),
+                )
+                for one in some
+            ]
+            await self._store.enqueue(request, found, now)
+        return {participant.participant_id for participant in meant}
 
-    async def _enqueue_issued(
-        self, request: Disconnect, connected: set[str], *, listed: bool
-    ) -> None:
+    async def _enqueue_issued(self, request: Disconnect, connected: set[str]) -> None:
         cursor = None
         while True:
             now = self._times.clock()
@@ -258,7 +279,7 @@ class DisconnectWorker:
                 limit=LEDGER_PAGE,
             )
             found = {
-                token.token_id: _call_for(token, listed=listed, now=now)
+                token.token_id: _call_for(token, request)
                 for token in page.tokens
                 if _is_meant(token, request) and token.token_id not in connected
             }
@@ -337,10 +358,9 @@ class DisconnectWorker:
         """IVS knows no such participant, which does not mean that its token is revoked."""
         now = self._times.clock()
         ban = self._bans.check(call.stage_arn or None, call.user_id, call.target_id, now)
-        if ban is None:
-            await self._store.settle(
-                call, "not_connected", attempts=attempts, error=error.code, now=now
-            )
+        if ban is None or now >= call.exp:
+            state: CallState = "not_connected" if now < call.exp else "expired"
+            await self._store.settle(call, state, attempts=attempts, error=error.code, now=now)
             return
         await self._put_off(call, attempts, "not_connected", waiting=True)
 
@@ -351,7 +371,7 @@ class DisconnectWorker:
         until = now + retry_delay(attempts, self._times.luck(), not_connected=waiting)
         await self._store.put_off(
             call,
-            until=min(until, call.deadline),
+            until=until if now >= call.exp else min(until, call.exp),
             attempts=attempts,
             error=error,
             now=now,
@@ -429,10 +449,11 @@ def _is_meant(token: IssuedRecord, request: Disconnect) -> bool:
     return request.ban_id is not None or request.kind == "key" or token.iat <= request.created_at
 
 
-def _call_for(token: IssuedRecord, *, listed: bool, now: float) -> NewCall:
+def _call_for(token: IssuedRecord, request: Disconnect) -> NewCall:
     if token.kind == "connection":
-        return NewCall("revoke", "", token.token_id, None, ISSUED, float(token.exp))
-    deadline = deadline_of(token.exp, maybe_connected=not listed, now=now)
+        return NewCall("revoke", "", token.token_id, None, NAMED, token.exp)
+    # Nobody lists the connected participants of all stages of a key, so each of its calls is made.
+    rank = ISSUED if request.kind == "stage" else NAMED
     return NewCall(
-        "disconnect", token.stage_arn or "", token.token_id, token.user_id, ISSUED, deadline
+        "disconnect", token.stage_arn or "", token.token_id, token.user_id, rank, token.exp
     )

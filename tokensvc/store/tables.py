@@ -246,7 +246,7 @@ disconnect_calls = Table(
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Double, nullable=False),
-    Column("deadline", Double, nullable=False),
+    Column("exp", Double, nullable=False),
     Column("last_error", String(64), nullable=True),
     Column("updated_at", Double, nullable=False),
 )

@@ -62,7 +62,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("next_attempt_at", sa.Double, nullable=False),
-        sa.Column("deadline", sa.Double, nullable=False),
+        sa.Column("exp", sa.Double, nullable=False),
         sa.Column("last_error", sa.String(64), nullable=True),
         sa.Column("updated_at", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("call_id", name="pk_disconnect_calls"),
