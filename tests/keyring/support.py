@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ class MemoryIvs:
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
         self.same_material_conflicts = True
+        self.pause: Callable[[], Awaitable[None]] = _no_pause
         self._numbers = itertools.count(1)
 
     def of(self, region: str) -> list[PublicKey]:
@@ -108,7 +109,7 @@ class MemoryIvs:
     async def import_public_key(
         self, region: str, *, public_key_pem: str, name: str, tags: Mapping[str, str]
     ) -> PublicKey:
-        self._begin("ImportPublicKey")
+        await self._begin("ImportPublicKey")
         there = self.of(region)
         if self.same_material_conflicts and any(k.public_key_pem == public_key_pem for k in there):
             raise IvsConflictError("same material")
@@ -119,14 +120,14 @@ class MemoryIvs:
         return key
 
     async def get_public_key(self, region: str, arn: str) -> PublicKey:
-        self._begin("GetPublicKey")
+        await self._begin("GetPublicKey")
         if arn not in self.keys or arn in self.hidden:
             raise IvsNotFoundError("no such key")
         self.after("GetPublicKey")
         return self.keys[arn]
 
     async def list_public_keys(self, region: str) -> list[PublicKeySummary]:
-        self._begin("ListPublicKeys")
+        await self._begin("ListPublicKeys")
         listed = [
             PublicKeySummary(key.arn, key.name, key.tags)
             for key in self.of(region)
@@ -136,16 +137,21 @@ class MemoryIvs:
         return listed
 
     async def delete_public_key(self, region: str, arn: str) -> None:
-        self._begin("DeletePublicKey")
+        await self._begin("DeletePublicKey")
         if arn not in self.keys or arn in self.hidden:
             raise IvsNotFoundError("no such key")
         del self.keys[arn]
         self.deleted.add(arn)
         self.after("DeletePublicKey")
 
-    def _begin(self, operation: str) -> None:
+    async def _begin(self, operation: str) -> None:
         self.calls.append(operation)
+        await self.pause()
         self.before(operation)
+
+
+async def _no_pause() -> None:
+    return
 
 
 def _failing(operation: str, error: BaseException, times: int) -> Callable[[str], None]:
@@ -169,23 +175,28 @@ class MemoryRingStore:
 
     def __init__(self) -> None:
         self.rings: dict[str, RingState] = {}
+        self.pause: Callable[[], Awaitable[None]] = _no_pause
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
 
     async def load(self, region: str) -> RingState:
+        await self.pause()
         self.before("load")
         return self.rings.get(region, RingState(region, 0))
 
     async def load_all(self) -> tuple[RingState, ...]:
+        await self.pause()
         self.before("load")
         return tuple(self.rings[region] for region in sorted(self.rings))
 
     async def versions(self) -> dict[str, int]:
+        await self.pause()
         self.before("load")
         return {region: ring.version for region, ring in self.rings.items()}
 
     async def save(self, state: RingState, keys: tuple[KeyRecord, ...]) -> RingState:
         successor = state.successor(keys)
+        await self.pause()
         self.before("save")
         if self.rings.get(state.region, RingState(state.region, 0)).version != state.version:
             raise RingConflictError("changed since")

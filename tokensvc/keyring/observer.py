@@ -75,7 +75,7 @@ class Observer:
         # What is condemned is deleted next, and that finds out by itself.
         if key.delete_reason is not None:
             return False
-        if self._clock() - (key.imported_at or 0.0) < _SETTLED_SECONDS:
+        if 0.0 <= self._clock() - (key.imported_at or 0.0) < _SETTLED_SECONDS:
             return False
         try:
             return await self._imported.get(key.region, key.arn) is None

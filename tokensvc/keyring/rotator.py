@@ -228,8 +228,8 @@ class _Plan:
                 evidence = self._evidence(key)
                 if key.delete_reason is None and evidence is not None:
                     yield Condemn(key, evidence)
-        for orphan in self.facts.holdings.orphans:
-            yield Adopt(orphan)
+            for orphan in self.facts.holdings.orphans:
+                yield Adopt(orphan)
 
     def _prepare(self) -> Iterator[Step]:
         for key in self.standbys:
@@ -253,7 +253,7 @@ class _Plan:
             # It may not sign now, so whatever is checked is better.
             if (successor := self._successor()) is not None:
                 yield Rotate(active, successor)
-        elif self._due(active) <= self.now and (self._clock_is_right() or self._wished(active)):
+        elif self._due(active) <= self.now and self._clock_is_right():
             ready = [key for key in self.standbys if self._ready_at(key, active) <= self.now]
             if ready:
                 yield Rotate(active, ready[0])
@@ -266,7 +266,11 @@ class _Plan:
     def _due(self, active: KeyRecord) -> float:
         if self._wished(active):
             return self.now
-        return (active.activated_at or 0.0) + self.policy.period
+        activated_at = active.activated_at or 0.0
+        # The clock was ahead when it was activated: how long it has signed is not known.
+        if activated_at > self.now + self.policy.skew:
+            return self.now
+        return activated_at + self.policy.period
 
     def _wished(self, active: KeyRecord) -> bool:
         return self.wish is not None and self.wish.active == active.key_id
@@ -278,7 +282,10 @@ class _Plan:
         # Seen at IVS just now, so that the rotation itself need not ask.
         if key.arn not in self.facts.holdings.arns:
             return float("inf")
-        return (key.imported_at or 0.0) + self.policy.standby_min_age
+        imported_at = key.imported_at or 0.0
+        if imported_at > self.now + self.policy.skew:
+            return self.now
+        return imported_at + self.policy.standby_min_age
 
     def _clock_is_right(self) -> bool:
         return self.facts.clock_off <= self.policy.skew
@@ -312,7 +319,7 @@ class _Plan:
             reasons.append(f"key {active.key_id} failed its self-check and nothing can replace it")
         elif self._due(active) > self.now:
             times.append(self._due(active))
-        elif self._clock_is_right() or self._wished(active):
+        elif self._clock_is_right():
             ready = min((self._ready_at(key, active) for key in self.standbys), default=None)
             if ready is None or ready == float("inf"):
                 reasons.append("a rotation is due and no STANDBY key is fit for it")

@@ -54,6 +54,11 @@ class RingView:
         return tuple(sorted(self._signing_keys))
 
     @property
+    def keys(self) -> tuple[KeyRecord, ...]:
+        """Every key of the ring that IVS was ever seen to hold."""
+        return tuple(self._keys_by_arn.values())
+
+    @property
     def reasons(self) -> Mapping[str, str]:
         """Regions that hold an ACTIVE key which may not sign, and why, in words."""
         return self._reasons
