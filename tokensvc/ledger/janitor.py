@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import idempotency_records, issued_tokens
 
-__all__ = ["LedgerJanitor"]
+__all__ = ["LedgerJanitor", "expired_tokens"]
 
 SLICE_ROWS: Final = 500
 PAUSE_SECONDS: Final = 0.05
@@ -45,7 +45,7 @@ class LedgerJanitor:
     async def sweep(self) -> int:
         """Delete what is due, and return how many rows that was; raises StoreUnavailableError."""
         now = self._clock()
-        return await self._delete_all(_expired_tokens(now - self._retention, self._slice_rows)) + (
+        return await self._delete_all(expired_tokens(now - self._retention, self._slice_rows)) + (
             await self._delete_all(_expired_records(now, self._slice_rows))
         )
 
@@ -62,7 +62,8 @@ class LedgerJanitor:
         return total
 
 
-def _expired_tokens(before: float, count: int) -> Delete:
+def expired_tokens(before: float, count: int) -> Delete:
+    """Return the statement that deletes `count` tokens that expired by `before`, oldest first."""
     due: Any = (
         select(issued_tokens.c.row_id)
         .where(issued_tokens.c.exp <= before)

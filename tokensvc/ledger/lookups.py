@@ -28,8 +28,10 @@ __all__ = [
     "KeyUser",
     "Ledger",
     "Page",
+    "latest_expiry_of",
     "living_tokens",
     "mark_disconnected",
+    "newest_token",
 ]
 
 MAX_PAGE: Final = 1000
@@ -149,18 +151,7 @@ class Ledger:
 
         An exchange gives a participant a newer token under the same id.
         """
-        query = (
-            select(*_RECORD_COLUMNS, stage_endpoints.c.events_url, stage_endpoints.c.whip_url)
-            .select_from(
-                tokens.outerjoin(
-                    stage_endpoints, stage_endpoints.c.endpoints_id == tokens.c.endpoints_id
-                )
-            )
-            .where(tokens.c.token_id == token_id)
-            .order_by(tokens.c.row_id.desc())
-            .limit(1)
-        )
-        rows = await self._all("find token", query)
+        rows = await self._all("find token", newest_token(token_id))
         if not rows:
             return None
         found = tuple(rows[0])
@@ -183,13 +174,7 @@ class Ledger:
 
         Before a key is deleted, `drain.py` says when this is final.
         """
-        query = (
-            select(tokens.c.exp)
-            .where(tokens.c.key_id == key_id)
-            .order_by(tokens.c.exp.desc())
-            .limit(1)
-        )
-        rows = await self._all("find latest expiry", query)
+        rows = await self._all("find latest expiry", latest_expiry_of(key_id))
         return int(rows[0][0]) if rows else None
 
     async def key_use(self, key_id: str, now: float) -> KeyUse:
@@ -239,6 +224,27 @@ def living_tokens(
     if after is not None:
         query = query.where(tuple_(tokens.c.exp, tokens.c.row_id) > tuple_(*after))
     return query
+
+
+def newest_token(token_id: str) -> Select[Any]:
+    """Return the query of the newest token with this `jti`, and the endpoints in it."""
+    joined = tokens.outerjoin(
+        stage_endpoints, stage_endpoints.c.endpoints_id == tokens.c.endpoints_id
+    )
+    return (
+        select(*_RECORD_COLUMNS, stage_endpoints.c.events_url, stage_endpoints.c.whip_url)
+        .select_from(joined)
+        .where(tokens.c.token_id == token_id)
+        .order_by(tokens.c.row_id.desc())
+        .limit(1)
+    )
+
+
+def latest_expiry_of(key_id: str) -> Select[Any]:
+    """Return the query of the latest `exp` of a key's tokens."""
+    return (
+        select(tokens.c.exp).where(tokens.c.key_id == key_id).order_by(tokens.c.exp.desc()).limit(1)
+    )
 
 
 def _living(
