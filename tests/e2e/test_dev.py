@@ -65,6 +65,10 @@ def test_it_is_ready_when_it_says_so(dev: RunningDev) -> None:
     assert answer.json()["ready"] is True
 
 
+def arns_at_ivs(dev: RunningDev) -> set[str]:
+    return {key["arn"] for key in dev.ivs().list_public_keys()["publicKeys"]}
+
+
 def test_second_start_uses_the_same_key_stage_and_api_key(
     tmp_path: Path, browser: SdkBrowser, tell: Callable[[str], None]
 ) -> None:
@@ -72,15 +76,17 @@ def test_second_start_uses_the_same_key_stage_and_api_key(
         before = json.loads(first.run_curl_line())
         api_key = first.api_key
         assert api_key is not None
-        ports = first.ports
-    with RunningDev(tmp_path, ports=ports) as second, browser.page() as sdk:
+        first_arns = arns_at_ivs(first)
+    with RunningDev(tmp_path, ports=first.ports) as second, browser.page() as sdk:
         assert second.api_key is None
         assert API_KEY.search(second.output) is None
         assert second.stage_arn == first.stage_arn
         after = json.loads(second.run_curl_line(api_key))
         assert after["keyArn"] == before["keyArn"]
         assert after["participantId"] != before["participantId"]
-        assert len(second.ivs().list_public_keys()["publicKeys"]) == 1
+        # The first start's keys; the second may have had to finish a standby, and makes no third.
+        assert arns_at_ivs(second) >= first_arns
+        assert len(arns_at_ivs(second)) <= 2
         assert len(second.ivs().list_stages()["stages"]) == 1
         assert "participant" in sdk.join("minted before", before["token"])
         assert "participant" in sdk.join("minted after", after["token"])
@@ -179,12 +185,16 @@ def test_killed_and_interrupted_while_it_starts_it_starts_whole_the_next_time(
         found = API_KEY.search(added.stdout)
         assert found is not None, added.stderr
         with dev.client(found[0]) as client:
-            keys = client.get("/v1/keys").json()["keys"]
             minted = client.post("/v1/tokens", json={"stageArn": dev.stage_arn}).json()
         assert minted["issuer"] == "local"
-        at_ivs = [key["arn"] for key in dev.ivs().list_public_keys()["publicKeys"]]
-        assert at_ivs == [key["arn"] for key in keys] == [minted["keyArn"]]
+        at_ivs = dev.ivs().list_public_keys()["publicKeys"]
+        assert minted["keyArn"] in {key["arn"] for key in at_ivs}
         assert len(dev.ivs().list_stages()["stages"]) == 1
+    # No key is at IVS that the ring does not know of: it would take one of three slots for good.
+    script = 'set -a; . keys/dev.env; "$0" keys list --json'
+    listed = run_to_end(["bash", "-c", script, *tokensvc_command()], dev.home, {})
+    ring = {key["keyId"] for key in json.loads(listed.stdout)["keys"]}
+    assert {key["tags"]["tokensvc:key"] for key in at_ivs} <= ring
     expect_whole(dev.data_dir)
 
 
