@@ -24,8 +24,10 @@ class Memory:
     fault: Exception | None = None
     held: asyncio.Event | None = None
     saves: list[int] = field(default_factory=list)
+    loads: list[tuple[float, int]] = field(default_factory=list)
 
     async def load(self, *, since: float, limit: int) -> list[KnownStage]:
+        self.loads.append((since, limit))
         if self.fault is not None:
             raise self.fault
         found = [known for known in self.kept.values() if known.fetched_at >= since]
@@ -100,6 +102,7 @@ async def test_no_more_is_restored_than_there_is_room_for_and_the_latest_stays_l
         memory.kept[stage] = KnownStage(stage, ivs.endpoints(str(stage)), START - age)
     it = cache(ivs, memory, max_entries=2)
     assert await it.restore() == 2
+    assert memory.loads == [(START - HARD_LIMIT_SECONDS, 2)]
     await it.get(arn("new"))
     assert [it.peek(stage, START) is not None for stage in (A, B, C)] == [True, False, False]
     await it.aclose()
