@@ -1,0 +1,146 @@
+"""The way from what a caller wants to what is issued: counted, then held against the policy.
+
+Counting comes first, so that a caller who asks again and again for what it may not have is held up as
+well. Where a rule goes by a stage's tags, they are looked up; of a batch, each stage once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from tokensvc.errors import RateLimitedError, TokenServiceError
+from tokensvc.policy.limiter import Limiter, Quota, rate_limit_headers
+from tokensvc.policy.policy import Policy
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import TokenRequest, WantedToken
+
+__all__ = ["Admitted", "AdmittedBatch", "PolicyGate", "StageTags"]
+
+_LOOKUPS_AT_ONCE: Final = 8
+
+
+class StageTags(Protocol):
+    """Where a stage's tags come from."""
+
+    async def tags(self, stage: StageArn) -> Mapping[str, str]:
+        """Return the tags; raises StageNotFoundError or another IvsError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request as it is to be issued, and the headers that tell the caller its limits."""
+
+    request: TokenRequest
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedBatch:
+    """For each item its request or its error, and the headers as of the last item."""
+
+    items: list[TokenRequest | TokenServiceError]
+    headers: Mapping[str, str]
+
+
+class PolicyGate:
+    """Holds requests against the policy of the moment; belongs to one event loop."""
+
+    def __init__(
+        self, *, policy: Callable[[], Policy], stage_tags: StageTags, limiter: Limiter
+    ) -> None:
+        self._policy = policy
+        self._stage_tags = stage_tags
+        self._limiter = limiter
+
+    async def admit(self, caller: str, wanted: WantedToken) -> Admitted:
+        """Return what to issue for `caller`, by its name.
+
+        Raises RateLimitedError and PolicyDeniedError; and where the rules go by tags,
+        StageNotFoundError and other IvsError classes.
+        """
+        quotas = self.count(caller, wanted.user_id)
+        # One policy for the whole request, even if the file changes while IVS is asked.
+        policy = self._policy()
+        tags = None
+        if policy.needs_tags(caller, wanted.stage):
+            tags = await self._stage_tags.tags(wanted.stage)
+        request = policy.decide(caller, wanted, tags).require()
+        return Admitted(request, rate_limit_headers(quotas))
+
+    async def admit_batch(
+        self,
+        caller: str,
+        items: Sequence[WantedToken | TokenServiceError],
+        breathe: Callable[[], Awaitable[None]],
+    ) -> AdmittedBatch:
+        """Do the same for every item; one that is an error already keeps it.
+
+        `breathe` is awaited between items, so that a batch does not hold the event loop.
+        """
+        policy = self._policy()
+        quotas: tuple[Quota, ...] = ()
+        refusal: RateLimitedError | None = None
+        answers: list[TokenRequest | TokenServiceError | None] = []
+        unknown: dict[StageArn, None] = {}
+        for item in items:
+            await breathe()
+            if isinstance(item, TokenServiceError):
+                answers.append(item)
+                continue
+            try:
+                quotas = self.count(caller, item.user_id)
+            except RateLimitedError as error:
+                refusal = error
+                answers.append(error)
+                continue
+            answers.append(None)
+            if policy.needs_tags(caller, item.stage):
+                unknown[item.stage] = None
+        tags = await self._look_up(unknown)
+        for index, item in enumerate(items):
+            if answers[index] is None and not isinstance(item, TokenServiceError):
+                await breathe()
+                answers[index] = _decide(policy, caller, item, tags.get(item.stage))
+        headers = rate_limit_headers(quotas) if refusal is None else refusal.headers
+        return AdmittedBatch([answer for answer in answers if answer is not None], headers)
+
+    def count(self, caller: str, user_id: str | None) -> tuple[Quota, ...]:
+        """Count one token; raises RateLimitedError."""
+        policy = self._policy()
+        return self._limiter.take(caller, user_id, policy.limits_of(caller), policy.limits)
+
+    async def _look_up(
+        self, stages: Mapping[StageArn, None]
+    ) -> dict[StageArn, Mapping[str, str] | TokenServiceError]:
+        found: dict[StageArn, Mapping[str, str] | TokenServiceError] = {}
+        queue = iter(stages)
+
+        async def take() -> None:
+            for stage in queue:
+                try:
+                    found[stage] = await self._stage_tags.tags(stage)
+                except TokenServiceError as error:
+                    found[stage] = error
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_LOOKUPS_AT_ONCE, len(stages))):
+                group.create_task(take())
+        return found
+
+
+def _decide(
+    policy: Policy,
+    caller: str,
+    wanted: WantedToken,
+    tags: Mapping[str, str] | TokenServiceError | None,
+) -> TokenRequest | TokenServiceError:
+    if isinstance(tags, TokenServiceError):
+        return tags
+    try:
+        return policy.decide(caller, wanted, tags).require()
+    except TokenServiceError as refusal:
+        return refusal

@@ -1,0 +1,123 @@
+"""A policy: the rules of one file, or the one that leaves everything to the callers' scopes.
+
+It never changes; a new file makes a new one (`PolicyFile`). With a file everything is closed: a caller
+that the file does not name gets nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Self
+
+from tokensvc.errors import ConfigurationError
+from tokensvc.policy.decision import Decision, Finding, check, refused
+from tokensvc.policy.document import Fault, read_document
+from tokensvc.policy.reading import ANYBODY, PolicyRules, read_rules
+from tokensvc.policy.rules import CallerRule, Rule, TokenLimits
+from tokensvc.tokens.arn import StageArn
+from tokensvc.tokens.claims import WantedToken
+from tokensvc.tokens.limits import MAX_DURATION_MINUTES
+from tokensvc.tokens.validate import complete
+
+__all__ = ["Policy"]
+
+_NO_FILE: Final = Rule("no policy file (TOKENSVC_POLICY_FILE)", 0)
+_NO_LIMITS: Final = TokenLimits()
+_MAX_TOLD: Final = 200
+
+
+class Policy:
+    """Decides what a caller gets; `max_duration` (minutes) is the service's bound."""
+
+    __slots__ = ("_max_duration", "_rules")
+
+    def __init__(self, rules: PolicyRules | None, max_duration: int) -> None:
+        """Use `open` or `parse`; without rules, the policy is open."""
+        self._rules = rules
+        self._max_duration = max_duration
+
+    @classmethod
+    def open(cls, max_duration: int = MAX_DURATION_MINUTES) -> Self:
+        """Return the policy of an installation without a file: scopes alone decide."""
+        return cls(None, max_duration)
+
+    @classmethod
+    def parse(
+        cls, text: bytes, *, name: str = "policy", max_duration: int = MAX_DURATION_MINUTES
+    ) -> Self:
+        """Read a policy: YAML 1.1 in UTF-8, at most 1 MB, without anchors, aliases and tags.
+
+        Raises ConfigurationError with every fault, one a line: `<name>: line <n>: <field>: <why>`.
+        """
+        faults: list[Fault] = []
+        rules = read_rules(read_document(text, faults), max_duration, faults)
+        if faults:
+            faults.sort(key=lambda fault: fault.line)
+            lines = [f"{name}: {fault}" for fault in faults[:_MAX_TOLD]]
+            if len(faults) > _MAX_TOLD:
+                lines.append(f"{name}: and {len(faults) - _MAX_TOLD} more faults")
+            raise ConfigurationError("\n".join(lines))
+        return cls(rules, max_duration)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether scopes alone decide."""
+        return self._rules is None
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """The callers that the file names."""
+        return () if self._rules is None else tuple(self._rules.callers)
+
+    @property
+    def limits(self) -> TokenLimits:
+        """The limits of all callers together."""
+        return _NO_LIMITS if self._rules is None else self._rules.limits
+
+    def limits_of(self, caller: str) -> TokenLimits:
+        """Return a caller's own limits."""
+        rule = self._rule_of(caller)
+        return _NO_LIMITS if rule is None else rule.limits
+
+    def needs_tags(self, caller: str, stage: StageArn) -> bool:
+        """Tell whether `decide` needs the stage's tags: no rule allows it by its ARN alone."""
+        rule = self._rule_of(caller)
+        if rule is None:
+            return False
+        arn = str(stage)
+        fitting = [allowed for allowed in rule.stages if allowed.arn.matches(arn)]
+        return bool(fitting) and all(allowed.tags for allowed in fitting)
+
+    def decide(
+        self,
+        caller: str,
+        wanted: WantedToken,
+        tags: Mapping[str, str] | None = None,
+        *,
+        findings: list[Finding] | None = None,
+    ) -> Decision:
+        """Decide what `caller` (its name) gets of what it asks for.
+
+        `tags` are the stage's, which only some rules go by (`needs_tags`). What each rule said is
+        added to `findings`.
+        """
+        if self._rules is None:
+            return self._decide_openly(wanted)
+        rule = self._rule_of(caller)
+        if rule is None:
+            told = ascii(caller[:64])[1:-1]
+            detail = f"The policy has no rule for the caller {told}, which therefore gets nothing."
+            return refused("", "caller_not_named", detail, Rule("callers", 0))
+        return check(rule, wanted, tags, self._max_duration, findings)
+
+    def _rule_of(self, caller: str) -> CallerRule | None:
+        if self._rules is None:
+            return None
+        callers = self._rules.callers
+        return callers.get(caller) or callers.get(ANYBODY)
+
+    def _decide_openly(self, wanted: WantedToken) -> Decision:
+        if wanted.role is not None:
+            detail = f"{wanted.role} is not known: roles are defined in a policy file"
+            return refused("role", "role_not_allowed", detail, _NO_FILE)
+        return Decision(_NO_FILE, complete(wanted, self._max_duration))
