@@ -28,8 +28,10 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 3
-"""Background loops of the application that sleep on `sleep`, the ones of Regions apart."""
+LOOPS = 6
+"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, canary."""
+REGION_LOOPS = 4
+"""The same for each Region: rotation, and the three of its disconnect worker."""
 
 
 def stage_arn(name: str = "stage1", region: str = REGION) -> str:
@@ -147,6 +149,8 @@ class Sleeper:
         await self._rested.wait()
 
     def _note(self) -> None:
+        # A worker that was woken otherwise gives its sleep up.
+        self.waiting = [entry for entry in self.waiting if not entry[1].done()]
         if len(self.waiting) >= self._wanted:
             self._rested.set()
 
@@ -165,7 +169,7 @@ class Service:
 
     async def at_rest(self) -> None:
         """Wait until every Region's key was seen to, and every loop waits for its next round."""
-        await self.sleeper.settled(LOOPS + len(self.settings.regions))
+        await self.sleeper.settled(LOOPS + REGION_LOOPS * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:
         return {"authorization": f"Bearer {self.api_keys[caller]}"}

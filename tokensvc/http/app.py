@@ -25,6 +25,7 @@ from tokensvc.http.connection_routes import CONNECTION_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
 from tokensvc.http.key_routes import KEY_ROUTES
+from tokensvc.http.key_watch import KeyWatch
 from tokensvc.http.openapi import publish, schema
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
@@ -85,15 +86,24 @@ def create_app(
     @asynccontextmanager
     async def _serving(app: Litestar, parts: Parts) -> AsyncIterator[None]:
         await _say_who_signs(signer_backend(settings))
-        readiness = _readiness(settings, parts, metrics)
+        watch = KeyWatch(
+            parts.regions, view=parts.ring.view, status=parts.manager.status, clock=clock
+        )
+        metrics.watch(watch)
+        readiness = _readiness(settings, parts, metrics, watch)
         await readiness.sign_canaries()
         _watch(parts, metrics)
         install(app.state, _service(settings, parts, readiness, metrics))
         janitor = LedgerJanitor(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
         )
+
+        async def follow() -> None:
+            await parts.ring.refresh()
+            watch.note_signing()
+
         background = [
-            every(settings.ring_refresh, parts.ring.refresh, name="key ring", sleep=sleep),
+            every(settings.ring_refresh, follow, name="key ring", sleep=sleep),
             parts.callers.run(settings.caller_refresh, sleep),
             parts.desk.bans.run(sleep),
             *(worker.run() for worker in parts.desk.workers),
@@ -105,6 +115,7 @@ def create_app(
 
             async def renew() -> None:
                 await parts.ring.refresh(reload=True)
+                watch.note_signing()
                 await readiness.sign_canaries()
 
             loop = RotationLoop(
@@ -140,7 +151,7 @@ def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Me
         revocations=parts.desk.revocations,
         ledger=parts.ledger,
         callers=parts.callers,
-        rings=parts.rings,
+        keys=parts.keys,
         view=parts.ring.view,
         public_keys=parts.gateway,
         readiness=readiness,
@@ -155,12 +166,13 @@ def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Me
     )
 
 
-def _readiness(settings: Settings, parts: Parts, metrics: Metrics) -> Readiness:
+def _readiness(settings: Settings, parts: Parts, metrics: Metrics, watch: KeyWatch) -> Readiness:
     return Readiness(
         regions=parts.regions,
         view=parts.ring.view,
         ring_age=parts.ring.age,
         ring_refresh=settings.ring_refresh,
+        key_checks=watch.checks,
         callers_age=parts.callers.age,
         caller_refresh=settings.caller_refresh,
         metrics=metrics,

@@ -25,7 +25,13 @@ from tokensvc.errors import (
 )
 from tokensvc.http.facts import facts_of
 
-__all__ = ["BatchBody", "batch_decoder", "decode_json", "read_json_body"]
+__all__ = [
+    "BatchBody",
+    "batch_decoder",
+    "decode_json",
+    "read_json_body",
+    "read_optional_json",
+]
 
 BODY_SECONDS: Final = 15.0
 """From a handler's first look at the body to its end."""
@@ -45,8 +51,27 @@ async def read_json_body(
     Raises UnsupportedMediaTypeError, BodyTooLargeError, RequestTimeoutError, and InvalidRequestError
     where the client went away in the middle.
     """
+    _check_content_type(facts_of(request.scope).headers.get(b"content-type", b""))
+    return await _read(request, limit, seconds)
+
+
+async def read_optional_json(request: Request[Any, Any, Any], limit: int) -> object:
+    """Return the JSON value of a body that may be left out, which counts as `{}`.
+
+    Raises as `read_json_body` and `decode_json` do.
+    """
+    content_type = facts_of(request.scope).headers.get(b"content-type", b"")
+    if content_type:
+        _check_content_type(content_type)
+    body = await _read(request, limit, BODY_SECONDS)
+    if not body:
+        return {}
+    _check_content_type(content_type)
+    return decode_json(body)
+
+
+async def _read(request: Request[Any, Any, Any], limit: int, seconds: float) -> bytes:
     headers = facts_of(request.scope).headers
-    _check_content_type(headers.get(b"content-type", b""))
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > limit:
         raise _too_large(limit)

@@ -1,25 +1,43 @@
-"""The key ring as an operator sees it: the routes under `/v1/keys`. Private halves are not in it."""
+"""The key ring as an operator sees and changes it: the routes under `/v1/keys`.
+
+Private halves are in none of the answers.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, get
+from litestar import Request, get, post
 from litestar.response.base import ASGIResponse
 
-from tokensvc.errors import NoSigningKeyError, NotFoundError, StoreUnavailableError
+from tokensvc.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotFoundError,
+    RingConflictError,
+    StoreUnavailableError,
+)
+from tokensvc.http.bodies import read_optional_json
+from tokensvc.http.key_structs import (
+    InvalidateRequest,
+    InvalidationAnswer,
+    KeyAnswer,
+    KeysAnswer,
+    RotateRequest,
+    RotationsAnswer,
+)
 from tokensvc.http.openapi import RouteDoc, documented
-from tokensvc.http.service import Service, authorize, service_of
-from tokensvc.http.structs import KeyAnswer, KeysAnswer
-from tokensvc.keyring.record import KeyRecord
-from tokensvc.signing import fingerprint, load_public_key, spki
+from tokensvc.http.service import authorize, service_of
 
 __all__ = ["KEY_ROUTES"]
 
 _JSON: Final = "application/json"
-_SCOPE: Final = "keys:read"
+_DRY_RUN: Final = "dryRun"
+_READ: Final = "keys:read"
+_ROTATE: Final = "keys:rotate"
+_INVALIDATE: Final = "keys:invalidate"
+_MAX_SHOWN: Final = 64
 _encode = msgspec.json.Encoder().encode
 
 
@@ -29,20 +47,17 @@ _encode = msgspec.json.Encoder().encode
     opt=documented(
         RouteDoc(
             operation_id="listKeys",
-            scope=_SCOPE,
+            scope=_READ,
             answer=KeysAnswer,
             problems=(StoreUnavailableError,),
         )
     ),
 )
 async def list_keys(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """Show every key as it is stored, and which of them sign here."""
+    """Show every key as it is stored, which of them sign here, and what happens next and when."""
     service = service_of(request)
-    authorize(request, service, _SCOPE)
-    rings = await service.rings.load_all()
-    keys = [_answer(key, service) for ring in rings for key in ring.keys]
-    answer = KeysAnswer(keys=keys, not_signing=_not_signing(service))
-    return ASGIResponse(body=_encode(answer), media_type=_JSON)
+    authorize(request, service, _READ)
+    return _answered(await service.keys.keys())
 
 
 @get(
@@ -51,7 +66,7 @@ async def list_keys(request: Request[Any, Any, Any]) -> ASGIResponse:
     opt=documented(
         RouteDoc(
             operation_id="getKey",
-            scope=_SCOPE,
+            scope=_READ,
             answer=KeyAnswer,
             problems=(NotFoundError, StoreUnavailableError),
         )
@@ -60,53 +75,132 @@ async def list_keys(request: Request[Any, Any, Any]) -> ASGIResponse:
 async def get_key(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show one key as it is stored."""
     service = service_of(request)
-    authorize(request, service, _SCOPE)
-    key_id = request.path_params["key_id"]
-    for ring in await service.rings.load_all():
-        for key in ring.keys:
-            if key.key_id == key_id:
-                return ASGIResponse(body=_encode(_answer(key, service)), media_type=_JSON)
-    raise NotFoundError("The ring has no key with this id.")
+    authorize(request, service, _READ)
+    return _answered(await service.keys.key(request.path_params["key_id"]))
 
 
-KEY_ROUTES: Final = (list_keys, get_key)
+@post(
+    "/v1/keys/rotate",
+    status_code=200,
+    summary="Replace the signing key now",
+    opt=documented(
+        RouteDoc(
+            operation_id="rotateKeys",
+            scope=_ROTATE,
+            request=RotateRequest,
+            request_required=False,
+            request_examples={"oneRegion": {"region": "eu-central-1"}},
+            answer=RotationsAnswer,
+            problems=(StoreUnavailableError,),
+        )
+    ),
+)
+async def rotate(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Let the STANDBY key of a Region, or of every one, sign from now on; no token breaks by it.
+
+    A Region whose standby is not there or not old enough is not rotated, and its answer says so.
+    """
+    service = service_of(request)
+    authorize(request, service, _ROTATE)
+    body = await read_optional_json(request, service.max_body_bytes)
+    region = _fields(body, {"region": str}).get("region")
+    return _answered(await service.keys.rotate(region))
 
 
-def _answer(key: KeyRecord, service: Service) -> KeyAnswer:
-    return KeyAnswer(
-        key_id=key.key_id,
-        region=key.region,
-        phase=key.phase.value,
-        arn=key.arn,
-        name=key.name,
-        fingerprint=_fingerprint(key.public_key_pem),
-        signing=_signs(key, service),
-        age_seconds=max(0.0, service.clock() - key.created_at),
-        created_at=key.created_at,
-        imported_at=key.imported_at,
-        checked_at=key.checked_at,
-        activated_at=key.activated_at,
-        deleted_at=key.deleted_at,
+@post(
+    "/v1/keys/{key_id:str}/invalidate",
+    status_code=200,
+    summary="Take a compromised key out",
+    opt=documented(
+        RouteDoc(
+            operation_id="invalidateKey",
+            scope=_INVALIDATE,
+            request=InvalidateRequest,
+            request_required=False,
+            request_examples={"withDisconnects": {"disconnect": True, "reason": "sign in again"}},
+            query=(
+                {
+                    "name": _DRY_RUN,
+                    "required": False,
+                    "description": "`true`: only say what would break.",
+                    "schema": {"type": "boolean", "default": False},
+                },
+            ),
+            answer=InvalidationAnswer,
+            problems=(
+                InvalidRequestError,
+                NotFoundError,
+                RingConflictError,
+                StoreUnavailableError,
+            ),
+        )
+    ),
+)
+async def invalidate(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Stop signing with a key, delete it at IVS, destroy its private half, and say what broke.
+
+    Every living token of the key fails at join from then on. Who has joined already stays, unless
+    `disconnect` is asked for. Asking again is safe.
+    """
+    service = service_of(request)
+    facts = authorize(request, service, _INVALIDATE)
+    dry_run = _dry_run(request.query_params.getall(_DRY_RUN, []), set(request.query_params.keys()))
+    body = await read_optional_json(request, service.max_body_bytes)
+    fields = _fields(body, {"disconnect": bool, "reason": str})
+    return _answered(
+        await service.keys.invalidate(
+            request.path_params["key_id"],
+            dry_run=dry_run,
+            disconnect=fields.get("disconnect", False),
+            reason=fields.get("reason", ""),
+            caller_id=facts.caller_id,
+        )
     )
 
 
-def _signs(key: KeyRecord, service: Service) -> bool:
-    try:
-        return service.view().signing_key(key.region).key_id == key.key_id
-    except NoSigningKeyError:
-        return False
+KEY_ROUTES: Final = (list_keys, get_key, rotate, invalidate)
 
 
-def _not_signing(service: Service) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    for region in sorted(service.regions):
-        try:
-            service.view().signing_key(region)
-        except NoSigningKeyError as error:
-            reasons[region] = error.detail
-    return reasons
+def _answered(answer: msgspec.Struct) -> ASGIResponse:
+    return ASGIResponse(body=_encode(answer), media_type=_JSON)
 
 
-@lru_cache(maxsize=64)
-def _fingerprint(public_key_pem: str) -> str:
-    return fingerprint(spki(load_public_key(public_key_pem)))
+def _fields(body: object, known: dict[str, type]) -> dict[str, Any]:
+    """Return the fields that were given, null ones apart; InvalidRequestError names every bad one."""
+    if type(body) is not dict:
+        error = FieldError("", "type", "must be a JSON object")
+        raise InvalidRequestError("The request must be a JSON object.", errors=(error,))
+    errors = [
+        FieldError(name[:_MAX_SHOWN], "unknown_field", "is not a field here", ", ".join(known))
+        for name in list(body)[:8]
+        if name not in known
+    ]
+    given = {name: body[name] for name in known if body.get(name) is not None}
+    errors += [
+        FieldError(name, "type", f"must be a {_WORDS[known[name]]}")
+        for name, value in given.items()
+        if type(value) is not known[name]
+    ]
+    _refuse(errors)
+    return given
+
+
+def _dry_run(values: list[str], names: set[str]) -> bool:
+    # A misspelt dryRun must not delete a key.
+    errors = [
+        FieldError(name[:_MAX_SHOWN], "unknown_field", "is not a query parameter here", _DRY_RUN)
+        for name in sorted(names - {_DRY_RUN})[:8]
+    ]
+    if values and values not in (["true"], ["false"]):
+        errors.append(FieldError(_DRY_RUN, "type", "must be true or false, once"))
+    _refuse(errors)
+    return values == ["true"]
+
+
+def _refuse(errors: list[FieldError]) -> None:
+    if errors:
+        detail = "; ".join(f"{error.field}: {error.detail}" for error in errors)
+        raise InvalidRequestError(detail, errors=tuple(errors))
+
+
+_WORDS: Final = {str: "string", bool: "boolean"}

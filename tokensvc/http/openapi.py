@@ -77,6 +77,9 @@ class RouteDoc:
     """Types that the answer refers to by hand."""
     scope: str | None = None
     request: type | None = None
+    request_required: bool = True
+    query: Sequence[Mapping[str, object]] = ()
+    """Query parameters, as OpenAPI describes them."""
     media_type: str = "application/json"
     request_examples: Mapping[str, object] = field(default_factory=dict)
     answer_examples: Mapping[str, object] = field(default_factory=dict)
@@ -159,16 +162,17 @@ def _operation(handler: HTTPRouteHandler, doc: RouteDoc, path: str) -> dict[str,
     }
     if doc.scope is not None:
         operation["description"] += f" Needs the scope `{doc.scope}`."
-    parameters = [
+    parameters: list[dict[str, object]] = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
         for part in path.split("/")
         if part.startswith("{")
     ]
+    parameters += [{"in": "query", **parameter} for parameter in doc.query]
     if parameters:
         operation["parameters"] = parameters
     if doc.request is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": doc.request_required,
             "content": {"application/json": _content(doc.request, doc.request_examples)},
         }
     return operation

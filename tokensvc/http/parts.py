@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
 from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
+from tokensvc.http.key_operations import KeyOperations
 from tokensvc.issuing.endpoint_store import SqlEndpointStore
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.budgets import CallBudgets
@@ -63,6 +64,7 @@ class Parts:
     gateway: IvsGateway
     manager: RingManager
     ring: RingFollower
+    keys: KeyOperations
     stages: StageEndpointCache
     desk: Desk
     callers: CallerDirectory
@@ -174,6 +176,15 @@ async def open_parts(
             gateway=gateway,
             manager=manager,
             ring=ring,
+            keys=KeyOperations(
+                regions=regions,
+                manager=manager,
+                rings=rings,
+                ring=ring,
+                ledger=ledger,
+                revocations=desk.revocations,
+                clock=clock,
+            ),
             stages=stages,
             desk=desk,
             callers=callers,

@@ -63,6 +63,7 @@ class Readiness:
         view: Callable[[], RingView],
         ring_age: Callable[[], float],
         ring_refresh: float,
+        key_checks: Callable[[], list[Check]],
         callers_age: Callable[[], float],
         caller_refresh: float,
         metrics: Metrics,
@@ -72,6 +73,7 @@ class Readiness:
         self._view = view
         self._ring_age = ring_age
         self._max_ring_age = max(_MIN_AGE_SECONDS, _ROUNDS * ring_refresh)
+        self._key_checks = key_checks
         self._callers_age = callers_age
         self._max_callers_age = max(_MIN_AGE_SECONDS, _ROUNDS * caller_refresh)
         self._metrics = metrics
@@ -90,7 +92,7 @@ class Readiness:
                 _log.error("canary_failed", region=region, detail=canary.detail)
 
     def checks(self) -> list[Check]:
-        """Return what is known now: store, ring, callers, and a canary for each Region."""
+        """Return what is known now: store, ring, callers, and a canary and the ring of each Region."""
         ring, callers = self._ring_age(), self._callers_age()
         ages = (
             _young("ring", "The key ring", ring, self._max_ring_age),
@@ -103,7 +105,7 @@ class Readiness:
         signing = [self._signing(region) for region in self._regions]
         any_signs = any(check.ok for check in signing)
         none = Check("signing", any_signs, True, _SIGNING[any_signs])
-        return [store, *ages, none, *signing]
+        return [store, *ages, none, *signing, *self._key_checks()]
 
     def _canary(self, view: RingView, region: str) -> _Canary:
         now = self._clock()

@@ -16,11 +16,11 @@ from litestar.datastructures import State
 from tokensvc.errors import ForbiddenError
 from tokensvc.http.bodies import BatchBody
 from tokensvc.http.facts import RequestFacts, facts_of
+from tokensvc.http.key_operations import KeyOperations
 from tokensvc.http.readiness import Readiness
 from tokensvc.issuing.desk import TokenDesk
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import PublicKey
-from tokensvc.keyring.record import RingState
 from tokensvc.keyring.view import RingView
 from tokensvc.ledger import Ledger
 from tokensvc.revocation import Revocations
@@ -51,14 +51,6 @@ class Authenticator(Protocol):
         ...
 
 
-class Rings(Protocol):
-    """The stored key rings."""
-
-    async def load_all(self) -> tuple[RingState, ...]:
-        """Return the rings of all Regions; raises StoreUnavailableError."""
-        ...
-
-
 class PublicKeys(Protocol):
     """The public keys that IVS holds."""
 
@@ -75,7 +67,7 @@ class Service:
     revocations: Revocations
     ledger: Ledger
     callers: Authenticator
-    rings: Rings
+    keys: KeyOperations
     view: Callable[[], RingView]
     public_keys: PublicKeys
     readiness: Readiness

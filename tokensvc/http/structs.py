@@ -38,8 +38,6 @@ __all__ = [
     "FindingAnswer",
     "InspectRequest",
     "InspectionAnswer",
-    "KeyAnswer",
-    "KeysAnswer",
     "LivenessAnswer",
     "MintDefaults",
     "MintRequest",
@@ -239,31 +237,6 @@ class InspectionAnswer(Struct, rename="camel"):
     header: dict[str, Any] | None
     claims: dict[str, Any] | None
     findings: list[FindingAnswer]
-
-
-class KeyAnswer(Struct, rename="camel"):
-    """One key of the ring. Times are Unix seconds; `fingerprint` is the SHA-256 of the public key."""
-
-    key_id: str
-    region: str
-    phase: Literal["GENERATED", "STANDBY", "ACTIVE", "RETIRING", "DELETED"]
-    arn: str | None
-    name: str
-    fingerprint: str
-    signing: bool
-    age_seconds: float
-    created_at: float
-    imported_at: float | None
-    checked_at: float | None
-    activated_at: float | None
-    deleted_at: float | None
-
-
-class KeysAnswer(Struct, rename="camel"):
-    """The key ring; `notSigning` says of each Region that cannot sign why it cannot."""
-
-    keys: list[KeyAnswer]
-    not_signing: dict[str, str]
 
 
 class LivenessAnswer(Struct):

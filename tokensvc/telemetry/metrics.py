@@ -126,6 +126,10 @@ class Metrics:
         """Report look-ups of stage endpoints by what the cache had, as counted at each scrape."""
         self.registry.register(_EndpointLookups(counts))
 
+    def watch(self, collector: Collector) -> None:
+        """Report what `collector` has at each scrape."""
+        self.registry.register(collector)
+
     def canary_signed(self, region: str, *, ok: bool) -> None:
         """Record whether the Region's key passed its last canary signature."""
         self._canary.labels(region).set(ok)

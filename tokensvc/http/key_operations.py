@@ -1,0 +1,190 @@
+"""What an operator does with the key ring, over HTTP and on the command line: the same code for both.
+
+Each operation leaves this process signing by the new ring when it returns; the other replicas follow
+within `TOKENSVC_RING_REFRESH`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from tokensvc.errors import FieldError, InvalidRequestError, NotFoundError, TokenServiceError
+from tokensvc.http.key_report import describe_key, describe_problem, describe_region, not_signing
+from tokensvc.http.key_structs import (
+    InvalidationAnswer,
+    KeyAnswer,
+    KeysAnswer,
+    KeyUserAnswer,
+    QueuedDisconnect,
+    RotationAnswer,
+    RotationsAnswer,
+)
+from tokensvc.keyring import RingManager, RingState, RingStore
+from tokensvc.keyring.follower import RingFollower
+from tokensvc.keyring.status import Problem, RegionStatus
+from tokensvc.ledger import Ledger
+from tokensvc.revocation import DisconnectAsk, Revocations
+
+__all__ = ["KeyOperations"]
+
+# After an invalidation, to find the key that signs from now on; the rotation loop goes on from there.
+_RECOVERY_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class KeyOperations:
+    """Operations on the rings of `regions`; `clock` gives Unix seconds."""
+
+    def __init__(
+        self,
+        *,
+        regions: tuple[str, ...],
+        manager: RingManager,
+        rings: RingStore,
+        ring: RingFollower,
+        ledger: Ledger,
+        revocations: Revocations,
+        clock: Callable[[], float],
+    ) -> None:
+        self._regions = regions
+        self._manager = manager
+        self._rings = rings
+        self._ring = ring
+        self._ledger = ledger
+        self._revocations = revocations
+        self._clock = clock
+
+    def status(self, region: str) -> RegionStatus | None:
+        """Return what this process last found in `region`; None where it never looked."""
+        return self._manager.status(region)
+
+    async def keys(self) -> KeysAnswer:
+        """Describe the whole ring; raises StoreUnavailableError."""
+        rings = await self._rings.load_all()
+        return KeysAnswer(
+            keys=[await self._describe(ring, key.key_id) for ring in rings for key in ring.keys],
+            regions=[describe_region(region, self.status(region)) for region in self._regions],
+            not_signing=not_signing(self._regions, self._ring.view()),
+        )
+
+    async def key(self, key_id: str) -> KeyAnswer:
+        """Describe one key; raises NotFoundError and StoreUnavailableError."""
+        return await self._describe(await self._ring_of(key_id), key_id)
+
+    async def rotate(self, region: str | None = None) -> RotationsAnswer:
+        """Replace the ACTIVE key of `region`, or of every Region, as far as that can be now.
+
+        What goes wrong in a Region is in its answer, and holds up no other. Raises
+        InvalidRequestError for a Region that is not served, and StoreUnavailableError.
+        """
+        if region is not None and region not in self._regions:
+            known = ", ".join(self._regions)
+            detail = f"is not a Region of this service: {known}"
+            raise InvalidRequestError(
+                f"region: {detail}", errors=(FieldError("region", "not_served", detail, known),)
+            )
+        wanted = self._regions if region is None else (region,)
+        return RotationsAnswer(list(await asyncio.gather(*map(self._rotate, wanted))))
+
+    async def invalidate(
+        self,
+        key_id: str,
+        *,
+        dry_run: bool = False,
+        disconnect: bool = False,
+        reason: str = "",
+        caller_id: str | None = None,
+    ) -> InvalidationAnswer:
+        """Take a compromised key out for good, and say what that breaks.
+
+        First it stops signing, here at once; then it is deleted at IVS; with `disconnect` everybody
+        whose token it signed is queued to be disconnected; last, for 10 seconds at most, the Region
+        is given another key where it has none. Doing it again after an error is safe. `dry_run`
+        changes nothing.
+
+        Raises NotFoundError, InvalidRequestError (`reason`), StoreUnavailableError, and
+        RingConflictError where other processes keep changing the ring.
+        """
+        region = (await self._ring_of(key_id)).region
+        ask = DisconnectAsk.of_key(region, key_id, reason=reason)
+        report = await self._manager.invalidate(region, key_id, dry_run=dry_run)
+        queued = None
+        if not dry_run:
+            await self._ring.refresh(reload=True)
+            if disconnect:
+                accepted = await self._revocations.disconnect(ask, caller_id=caller_id)
+                queued = QueuedDisconnect(accepted.disconnect_id, accepted.expected_completion)
+            await self._recover(region)
+        use = await self._ledger.key_use(key_id, self._clock())
+        active = (await self._rings.load(region)).active
+        return InvalidationAnswer(
+            key_id=key_id,
+            region=region,
+            arn=report.arn,
+            phase=report.phase.value,
+            dry_run=dry_run,
+            successor=report.successor,
+            active_key_id=None if active is None else active.key_id,
+            deleted=report.deleted,
+            problem=None if report.problem is None else describe_problem(report.problem),
+            living_tokens=use.living,
+            latest_expiry=use.latest_expiry,
+            tokens=[
+                KeyUserAnswer(user.stage_arn, user.caller_id, user.living, user.latest_expiry)
+                for user in use.users
+            ],
+            disconnect=queued,
+        )
+
+    async def _rotate(self, region: str) -> RotationAnswer:
+        before = (await self._rings.load(region)).active
+        try:
+            status = await self._manager.rotate(region)
+        except TokenServiceError as error:
+            problem = Problem("Rotate", error.code, error.detail, error.retry_after)
+            status = RegionStatus(
+                region, self._clock(), "rotate again", blocked=True, problems=(problem,)
+            )
+        await self._ring.refresh(reload=True)
+        after = (await self._rings.load(region)).active
+        old = None if before is None else before.key_id
+        new = None if after is None else after.key_id
+        return RotationAnswer(
+            region=region,
+            rotated=new is not None and new != old,
+            previous_key_id=old,
+            active_key_id=new,
+            status=describe_region(region, status),
+        )
+
+    async def _recover(self, region: str) -> None:
+        try:
+            async with asyncio.timeout(_RECOVERY_SECONDS):
+                await self._manager.tick(region)
+        except TimeoutError:
+            _log.warning("recovery_goes_on", region=region, seconds=_RECOVERY_SECONDS)
+        await self._ring.refresh(reload=True)
+
+    async def _ring_of(self, key_id: str) -> RingState:
+        for ring in await self._rings.load_all():
+            if ring.key(key_id) is not None:
+                return ring
+        raise NotFoundError("The ring has no key with this id.")
+
+    async def _describe(self, ring: RingState, key_id: str) -> KeyAnswer:
+        key = ring.key(key_id)
+        if key is None:
+            raise NotFoundError("The ring has no key with this id.")
+        return await describe_key(
+            key,
+            ring,
+            view=self._ring.view(),
+            ledger=self._ledger,
+            policy=self._manager.policy,
+            now=self._clock(),
+        )
