@@ -216,8 +216,12 @@ async def test_longer_tokens_are_allowed_only_once_that_is_stored(world: World) 
 # --- faults ---------------------------------------------------------------------------------------
 
 
-async def test_an_import_whose_answer_was_lost_is_found_again(world: World) -> None:
-    """Promise 4."""
+@pytest.mark.parametrize("conflicts", [True, False])
+async def test_an_import_whose_answer_was_lost_is_found_again(
+    world: World, conflicts: bool
+) -> None:
+    """Promise 4, whether or not IVS refuses the same material twice, which is not documented."""
+    world.ivs.same_material_conflicts = conflicts
     world.ivs.loses_answer("ImportPublicKey")
     manager = world.manager()
     with pytest.raises(IvsUnavailableError):
