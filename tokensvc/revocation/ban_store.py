@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import NotFoundError, StoreUnavailableError
+from tokensvc.ledger import Claim, claim_all
 from tokensvc.revocation.bans import Ban, BanChanges, BanKind
 from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import bans, feeds
@@ -40,24 +41,62 @@ class BanStore:
         self._transactions = transactions
         self._clock = clock
 
-    async def add(self, ban: Ban) -> Ban:
-        """Store a ban and return it with its version."""
-        return await self._transactions.run("add ban", lambda connection: add_ban(connection, ban))
+    async def add(self, ban: Ban, claim: Claim | None = None) -> Ban | str:
+        """Store a ban and return it with its version.
+
+        Where another request took the claim's key, nothing is stored and that one's result is
+        returned. Raises IdempotencyConflictError.
+        """
+
+        def work(connection: Connection) -> Ban | str:
+            if claim is not None:
+                late = claim_all(connection, [claim], ban.created_at)
+                if claim in late:
+                    return late[claim].to(claim.ref)
+            return add_ban(connection, ban)
+
+        return await self._transactions.run("add ban", work)
 
     async def lift(self, ban_id: str) -> Ban:
         """Lift a ban; one that is lifted already stays so. Raises NotFoundError."""
         now = self._clock()
 
         def work(connection: Connection) -> Ban:
-            version = _next_version(connection)
-            changed = update(bans).where(bans.c.ban_id == ban_id, bans.c.lifted_at.is_(None))
-            connection.execute(changed.values(lifted_at=now, version=version))
-            row = connection.execute(select(bans).where(bans.c.ban_id == ban_id)).one_or_none()
-            if row is None:
+            lifted = _lift(connection, ban_id, now)
+            if lifted is None:
                 raise NotFoundError("There is no such ban.")
-            return _ban(row)
+            return lifted
 
         return await self._transactions.run("lift ban", work)
+
+    async def lift_of(
+        self, stage_arn: str | None, user_id: str | None, participant_id: str | None
+    ) -> tuple[Ban, ...]:
+        """Lift the bans that stand against exactly this, up to 500 at once; return them."""
+        now = self._clock()
+        same = (
+            select(bans.c.ban_id)
+            .where(
+                *_stands(now),
+                *(
+                    column.is_(None) if value is None else column == value
+                    for column, value in (
+                        (bans.c.stage_arn, stage_arn),
+                        (bans.c.user_id, user_id),
+                        (bans.c.participant_id, participant_id),
+                    )
+                ),
+            )
+            .order_by(bans.c.ban_id)
+            .limit(_AT_ONCE)
+        )
+
+        def work(connection: Connection) -> tuple[Ban, ...]:
+            ids = connection.execute(same).scalars().all()
+            lifted = [_lift(connection, ban_id, now) for ban_id in ids]
+            return tuple(ban for ban in lifted if ban is not None)
+
+        return await self._transactions.run("lift bans", work)
 
     async def get(self, ban_id: str) -> Ban | None:
         """Return a ban, lifted or not, or None where there is none (any more)."""
@@ -69,24 +108,24 @@ class BanStore:
         *,
         stage_arn: str | None = None,
         user_id: str | None = None,
+        participant_id: str | None = None,
         after: str = "",
         limit: int = 100,
     ) -> tuple[Ban, ...]:
         """Return bans that stand now, by id, beginning after the id `after`."""
         query = (
             select(bans)
-            .where(
-                bans.c.ban_id > after,
-                bans.c.lifted_at.is_(None),
-                or_(bans.c.until.is_(None), bans.c.until > self._clock()),
-            )
+            .where(bans.c.ban_id > after, *_stands(self._clock()))
             .order_by(bans.c.ban_id)
             .limit(limit)
         )
-        if stage_arn is not None:
-            query = query.where(bans.c.stage_arn == stage_arn)
-        if user_id is not None:
-            query = query.where(bans.c.user_id == user_id)
+        for column, value in (
+            (bans.c.stage_arn, stage_arn),
+            (bans.c.user_id, user_id),
+            (bans.c.participant_id, participant_id),
+        ):
+            if value is not None:
+                query = query.where(column == value)
         return tuple(_ban(row) for row in await self._all(query))
 
     async def version(self) -> int:
@@ -129,6 +168,18 @@ def add_ban(connection: Connection, ban: Ban) -> Ban:
     values = {name: getattr(ban, name) for name in bans.c.keys()} | {"version": version}  # noqa: SIM118
     row = connection.execute(insert(bans).values(values).returning(*bans.c)).one()
     return _ban(row)
+
+
+def _stands(now: float) -> tuple[ColumnElement[bool], ...]:
+    return (bans.c.lifted_at.is_(None), or_(bans.c.until.is_(None), bans.c.until > now))
+
+
+def _lift(connection: Connection, ban_id: str, now: float) -> Ban | None:
+    version = _next_version(connection)
+    changed = update(bans).where(bans.c.ban_id == ban_id, bans.c.lifted_at.is_(None))
+    connection.execute(changed.values(lifted_at=now, version=version))
+    row = connection.execute(select(bans).where(bans.c.ban_id == ban_id)).one_or_none()
+    return None if row is None else _ban(row)
 
 
 def _next_version(connection: Connection) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tokensvc.errors import NotFoundError
+from tokensvc.errors import NotFoundError, NotRepeatableError
 from tokensvc.ledger import Claim, IdempotencyRef, Ledger
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
@@ -75,7 +75,8 @@ class Revocations:
     ) -> Accepted:
         """Store a request, with its ban, and return once neither can be lost.
 
-        The same `ref` again gives the same request; raises IdempotencyConflictError.
+        The same `ref` again gives the same request; raises IdempotencyConflictError, and
+        NotRepeatableError where that request is long over.
         """
         now = self._clock()
         first = await self._first_call(ask, now)
@@ -99,9 +100,7 @@ class Revocations:
         claim = None if ref is None else Claim(ref, _result(request), now + self._window)
         stored_ban, earlier = await self._store.add(request, ban=ban, first=first, claim=claim)
         if earlier is not None:
-            facts = json.loads(earlier)
-            known = await self._store.progress(facts["disconnectId"], now=now, limit=1)
-            return Accepted(facts["disconnectId"], facts["banId"], known.expected_completion or now)
+            return await self._accepted_before(earlier, now)
         if stored_ban is not None:
             self._bans.apply([stored_ban])
         self._wake(ask.region)
@@ -134,11 +133,15 @@ class Revocations:
         until: float | None = None,
         reason: str = "",
         caller_id: str | None,
+        ref: IdempotencyRef | None = None,
     ) -> Ban:
         """Ban a user on a stage, a user everywhere, a participant or a stage, `until` Unix seconds.
 
-        Holds in this process when it returns. Raises ValueError where the three name no such thing.
+        Holds in this process when it returns. The same `ref` again gives the same ban; raises
+        IdempotencyConflictError, and NotRepeatableError where that ban is long over. Raises
+        ValueError where the three name no such thing.
         """
+        now = self._clock()
         ban = self._new_ban(
             stage_arn=stage_arn,
             user_id=user_id,
@@ -146,16 +149,58 @@ class Revocations:
             until=until,
             reason=reason,
             caller_id=caller_id,
-            now=self._clock(),
+            now=now,
         )
-        stored = await self._ban_store.add(ban)
+        claim = None
+        if ref is not None:
+            claim = Claim(ref, json.dumps({"banId": ban.ban_id}), now + self._window)
+        stored = await self._ban_store.add(ban, claim)
+        if isinstance(stored, str):
+            known = await self._ban_store.get(json.loads(stored)["banId"])
+            if known is None:
+                raise NotRepeatableError("The ban that was made is over and has been forgotten.")
+            # Another replica may have made it, and it holds here before this is answered, too.
+            stored = known
         self._bans.apply([stored])
         return stored
+
+    async def find_ban(self, ban_id: str) -> Ban:
+        """Return a ban, lifted and ended ones too for a day; raises NotFoundError."""
+        found = await self._ban_store.get(ban_id)
+        if found is None:
+            raise NotFoundError("There is no such ban.")
+        return found
+
+    async def standing_bans(
+        self,
+        *,
+        stage_arn: str | None = None,
+        user_id: str | None = None,
+        participant_id: str | None = None,
+        after: str = "",
+        limit: int = 100,
+    ) -> tuple[Ban, ...]:
+        """Return bans that stand and match every filter given, by id, after the id `after`."""
+        return await self._ban_store.standing(
+            stage_arn=stage_arn,
+            user_id=user_id,
+            participant_id=participant_id,
+            after=after,
+            limit=limit,
+        )
 
     async def lift(self, ban_id: str) -> Ban:
         """Lift a ban; raises NotFoundError."""
         lifted = await self._ban_store.lift(ban_id)
         self._bans.apply([lifted])
+        return lifted
+
+    async def lift_of(
+        self, *, stage_arn: str | None, user_id: str | None, participant_id: str | None
+    ) -> tuple[Ban, ...]:
+        """Lift up to 500 of the bans of exactly this, and return them; others stay as they are."""
+        lifted = await self._ban_store.lift_of(stage_arn, user_id, participant_id)
+        self._bans.apply(lifted)
         return lifted
 
     async def tidy(self) -> None:
@@ -213,6 +258,18 @@ class Revocations:
             caller_id=caller_id,
             created_at=now,
         )
+
+    async def _accepted_before(self, stored: str, now: float) -> Accepted:
+        facts = json.loads(stored)
+        try:
+            known = await self._store.progress(facts["disconnectId"], now=now, limit=1)
+        except NotFoundError:
+            raise NotRepeatableError("What was asked for is done and has been forgotten.") from None
+        if facts["banId"] is not None:
+            # Another replica may have stored it, and it holds here before this is answered, too.
+            ban = await self._ban_store.get(facts["banId"])
+            self._bans.apply([] if ban is None else [ban])
+        return Accepted(facts["disconnectId"], facts["banId"], known.expected_completion or now)
 
     async def _first_call(self, ask: DisconnectAsk, now: float) -> NewCall | None:
         if ask.kind not in {"participant", "connection_token"} or ask.target_id is None:

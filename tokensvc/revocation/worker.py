@@ -356,6 +356,8 @@ class DisconnectWorker:
 
     async def _not_connected(self, call: DueCall, attempts: int, error: IvsNotFoundError) -> None:
         """IVS knows no such participant, which does not mean that its token is revoked."""
+        # The ban may have been made a moment ago on another replica, together with this request.
+        await self._bans.refresh()
         now = self._times.clock()
         ban = self._bans.check(call.stage_arn or None, call.user_id, call.target_id, now)
         if ban is None or now >= call.exp:

@@ -1,0 +1,185 @@
+"""What bans, the queue of disconnects and leases must do on every kind of database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.revocation.support import NOW, REGION, STAGE, IvsModel, Replica, VirtualTime
+from tokensvc.errors import IdempotencyConflictError
+from tokensvc.ledger import idempotency_ref
+from tokensvc.revocation import DisconnectAsk
+from tokensvc.revocation.disconnect_store import CONNECTED, ISSUED, NAMED, WAITING, NewCall
+from tokensvc.store.leases import SAFETY_SECONDS, LeaseStore
+
+STAGE_TEXT = str(STAGE)
+
+
+@pytest.fixture
+def time() -> VirtualTime:
+    return VirtualTime()
+
+
+@pytest.fixture
+def ivs(time: VirtualTime) -> IvsModel:
+    return IvsModel(time)
+
+
+@pytest.fixture
+async def replica(engine: AsyncEngine, ivs: IvsModel, time: VirtualTime) -> AsyncIterator[Replica]:
+    replica = Replica(engine, ivs, time)
+    await replica.bans.refresh()
+    yield replica
+    await replica.close()
+
+
+@pytest.fixture
+async def other(
+    second_engine: AsyncEngine, ivs: IvsModel, time: VirtualTime
+) -> AsyncIterator[Replica]:
+    replica = Replica(second_engine, ivs, time)
+    await replica.bans.refresh()
+    yield replica
+    await replica.close()
+
+
+async def test_bans_made_at_once_on_two_replicas_get_versions_that_miss_none(replica, other):
+    made = await asyncio.gather(
+        *(
+            (replica if number % 2 else other).revocations.ban(user_id=f"u{number}", caller_id=None)
+            for number in range(20)
+        )
+    )
+    assert sorted(ban.version for ban in made) == list(range(1, 21))
+    assert await replica.ban_store.version() == 20
+    await replica.bans.refresh()
+    await other.bans.refresh()
+    assert len(replica.bans) == len(other.bans) == 20
+
+
+async def test_a_ban_comes_back_from_the_database_as_it_was_made(replica):
+    made = await replica.revocations.ban(
+        stage_arn=STAGE_TEXT, user_id="Zoë \U0001f600", until=NOW + 0.25, reason="x", caller_id="c"
+    )
+    assert await replica.ban_store.get(made.ban_id) == made
+    assert (await replica.ban_store.changes(0)).bans == (made,)
+    lifted = await replica.revocations.lift(made.ban_id)
+    assert (lifted.version, lifted.lifted_at) == (made.version + 1, NOW)
+    assert (await replica.ban_store.changes(made.version)).bans == (lifted,)
+    assert await replica.ban_store.get("unknown") is None
+
+
+async def test_a_request_its_ban_and_its_record_are_stored_together_or_not_at_all(replica, other):
+    ask = DisconnectAsk.of_user(STAGE, "alice", ban=60)
+
+    async def kick(at: Replica, body: bytes):
+        ref = idempotency_ref("backend", "POST /v1/disconnects", "key", body)
+        return await at.revocations.disconnect(ask, caller_id="backend", ref=ref)
+
+    answers = await asyncio.gather(*(kick((replica, other)[n % 2], b"same") for n in range(8)))
+    assert len({(answer.disconnect_id, answer.ban_id) for answer in answers}) == 1
+    with pytest.raises(IdempotencyConflictError):
+        await kick(other, b"another")
+    assert len((await replica.ban_store.changes(0)).bans) == 1
+    assert len(await replica.store.due_sweeps(REGION, NOW, 100)) == 1
+
+
+async def test_pending_calls_of_one_participant_are_folded_and_take_the_better_rank(replica, other):
+    requests = []
+    for at in (replica, other):
+        made = await at.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+        requests.append(await at.store.get(made.disconnect_id))
+
+    def call(rank: int, exp: float) -> NewCall:
+        return NewCall("disconnect", STAGE_TEXT, "p1", "alice", rank, exp)
+
+    await asyncio.gather(
+        replica.store.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW),
+        other.store.enqueue(requests[1], [call(CONNECTED, NOW + 5)], NOW),
+    )
+    await replica.store.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW)
+    (due,) = await replica.store.due_calls(REGION, NOW, 10)
+    assert (due.rank, due.exp, due.attempts, due.user_id) == (CONNECTED, NOW + 9, 0, "alice")
+    await replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW)
+    for request in requests:
+        progress = await other.store.progress(request.disconnect_id, now=NOW)
+        assert progress.counts == {"disconnected": 1}
+    # Asked for anew, it is called anew; a late answer to the old call changes nothing.
+    again = await replica.revocations.disconnect(
+        DisconnectAsk.of_participant(STAGE, "p1"), caller_id=None
+    )
+    await replica.store.settle(due, "failed", attempts=2, error="x", now=NOW)
+    progress = await replica.store.progress(again.disconnect_id, now=NOW)
+    assert progress.counts == {"pending": 1}
+
+
+async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(replica):
+    made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    request = await replica.store.get(made.disconnect_id)
+    ranks = {"w1": WAITING, "w2": WAITING, "i": ISSUED, "c": CONNECTED, "n": NAMED, "later": NAMED}
+    await replica.store.enqueue(
+        request,
+        [NewCall("disconnect", STAGE_TEXT, name, None, rank, NOW) for name, rank in ranks.items()],
+        NOW,
+    )
+    by_name = {call.target_id: call for call in await replica.store.due_calls(REGION, NOW, 10)}
+    await replica.store.put_off(
+        by_name["later"], until=NOW + 1, attempts=1, error="ivs_unavailable", now=NOW
+    )
+    names = [call.target_id for call in await replica.store.due_calls(REGION, NOW, 10)]
+    assert names == ["c", "n", "i", "w1", "w2"]
+    names = [call.target_id for call in await replica.store.due_calls(REGION, NOW, 3)]
+    assert names == ["c", "n", "w1"]
+    assert await replica.store.due_calls("us-east-1", NOW, 10) == []
+    assert await replica.store.queue_length(REGION) == 4
+
+
+async def test_a_lease_has_one_holder_and_its_fence_grows(engine, replica, second_engine, other):
+    leases = [
+        LeaseStore(engine, replica.transactions),
+        LeaseStore(second_engine, other.transactions),
+    ]
+    taken = await asyncio.gather(
+        *(leases[n % 2].take("work", f"h{n}", seconds=10, now=NOW) for n in range(6))
+    )
+    (lease,) = [one for one in taken if one is not None]
+    assert (lease.fence, lease.expires_at) == (1, NOW + 10)
+    assert lease.may_work(NOW + 10 - SAFETY_SECONDS - 0.1)
+    assert not lease.may_work(NOW + 10 - SAFETY_SECONDS)
+    assert await leases[0].take("work", "late", seconds=10, now=NOW + 9.9) is None
+    assert await leases[0].take("other work", "late", seconds=10, now=NOW) is not None
+    renewed = await leases[1].renew(lease, seconds=10, now=NOW + 5)
+    assert (renewed.fence, renewed.expires_at) == (1, NOW + 15)
+    assert await leases[0].take("work", "late", seconds=10, now=NOW + 10) is None
+    second = await leases[0].take("work", "late", seconds=10, now=NOW + 15)
+    assert (second.holder, second.fence) == ("late", 2)
+    assert await leases[1].renew(lease, seconds=10, now=NOW + 15) is None
+    await leases[1].give_back(lease, free_at=NOW + 15)
+    assert await leases[1].take("work", "x", seconds=10, now=NOW + 16) is None
+    await leases[0].give_back(second, free_at=NOW + 16)
+    assert (await leases[1].take("work", "x", seconds=10, now=NOW + 16)).fence == 3
+
+
+async def test_the_whole_way_of_a_kick(replica, other, ivs):
+    await replica.issue("p1")
+    await other.issue("p2")
+    ivs.join(STAGE, "p2", "alice")
+    made = await replica.revocations.disconnect(
+        DisconnectAsk.of_user(STAGE, "alice", ban=0), caller_id=None
+    )
+    await other.work(rounds=3)
+    progress = await replica.revocations.progress(made.disconnect_id)
+    assert {p.target_id: p.state for p in progress.participants} == {
+        "p1": "pending",
+        "p2": "disconnected",
+    }
+    replica.time.now = NOW + 3600
+    await other.bans.refresh()
+    await other.work(rounds=3)
+    assert (await replica.revocations.progress(made.disconnect_id)).done
+    replica.time.now += 3601
+    await replica.revocations.tidy()
+    assert await replica.store.due_calls(REGION, replica.time.now, 10) == []
