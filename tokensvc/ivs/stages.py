@@ -12,6 +12,9 @@ A stage that IVS does not know is remembered too, for seconds, apart from the ot
 ARNs push nothing out. There is at most one call under way for a stage; it belongs to nobody, so it
 goes on when the request that caused it is cancelled.
 
+Tags come with the same answer and are kept beside the endpoints, for rules that go by them. They say
+who may do what, so stale ones are not answered while IVS can be asked; they are not stored.
+
 With an `EndpointStore` the cache outlives the process: a service that starts while IVS is down still
 mints for the stages it knew.
 """
@@ -21,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +33,7 @@ import structlog
 from tokensvc.errors import (
     ConfigurationError,
     FieldError,
+    IvsError,
     IvsNotFoundError,
     IvsThrottledError,
     IvsUnavailableError,
@@ -37,7 +41,7 @@ from tokensvc.errors import (
     TokenServiceError,
 )
 from tokensvc.ivs.endpoint_store import EndpointSaver, EndpointStore, KnownStage
-from tokensvc.ivs.gateway import IvsGateway
+from tokensvc.ivs.gateway import IvsGateway, Stage
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints
 
@@ -59,6 +63,8 @@ class _Entry:
     fetched_at: float
     fresh_until: float
     refresh_at: float
+    tags: Mapping[str, str] | None
+    """None where the entry comes from the store."""
 
 
 class StageEndpointCache:
@@ -110,7 +116,7 @@ class StageEndpointCache:
         self._jitter = jitter
         self._entries: OrderedDict[StageArn, _Entry] = OrderedDict()
         self._unknown_since: OrderedDict[StageArn, float] = OrderedDict()
-        self._flights: dict[StageArn, asyncio.Task[StageEndpoints]] = {}
+        self._flights: dict[StageArn, asyncio.Task[Stage]] = {}
         self._store = store
         self._saver = None if store is None else EndpointSaver(store, max_entries)
         self._closed = False
@@ -169,12 +175,30 @@ class StageEndpointCache:
             self.stale += 1
             self._refresh(stage, entry, now)
             return entry.endpoints
-        unknown_since = self._unknown_since.get(stage)
-        if unknown_since is not None and 0 <= now - unknown_since < self._negative_ttl:
-            self.negative_hits += 1
-            raise _not_found(stage)
+        self._refuse_unknown(stage, now)
         self.misses += 1
-        return await self._join_flight(stage)
+        return (await self._join_flight(stage)).endpoints
+
+    async def tags(self, stage: StageArn) -> Mapping[str, str]:
+        """Return the stage's tags, as old as the time to live at most while IVS can be asked.
+
+        Where IVS does not answer, those known last stand in, up to 14 days old. Raises as `get` does.
+        """
+        now = self._clock()
+        entry = self._entries.get(stage)
+        last = None
+        if entry is not None and 0 <= now - entry.fetched_at < HARD_LIMIT_SECONDS:
+            last = entry.tags
+            if last is not None and now < max(entry.fresh_until, entry.refresh_at):
+                self._entries.move_to_end(stage)
+                return last
+        self._refuse_unknown(stage, now)
+        try:
+            return (await self._join_flight(stage)).tags
+        except IvsError:
+            if last is None:
+                raise
+            return last
 
     def oldest_age(self, now: float) -> float:
         """Return the age in seconds of the oldest entry that may still be answered; 0 if none."""
@@ -194,7 +218,13 @@ class StageEndpointCache:
         if self._saver is not None:
             await self._saver.aclose()
 
-    async def _join_flight(self, stage: StageArn) -> StageEndpoints:
+    def _refuse_unknown(self, stage: StageArn, now: float) -> None:
+        unknown_since = self._unknown_since.get(stage)
+        if unknown_since is not None and 0 <= now - unknown_since < self._negative_ttl:
+            self.negative_hits += 1
+            raise _not_found(stage)
+
+    async def _join_flight(self, stage: StageArn) -> Stage:
         flight = self._flights.get(stage)
         if flight is None:
             if self._closed:
@@ -224,20 +254,20 @@ class StageEndpointCache:
         if due and room and stage not in self._flights and not self._closed:
             self._start_flight(stage)
 
-    def _start_flight(self, stage: StageArn) -> asyncio.Task[StageEndpoints]:
+    def _start_flight(self, stage: StageArn) -> asyncio.Task[Stage]:
         flight = asyncio.create_task(self._fly(stage), name=f"get_stage {stage.id}")
         self._flights[stage] = flight
         flight.add_done_callback(lambda done: self._land(stage, done))
         return flight
 
-    def _land(self, stage: StageArn, flight: asyncio.Task[StageEndpoints]) -> None:
+    def _land(self, stage: StageArn, flight: asyncio.Task[Stage]) -> None:
         del self._flights[stage]
         # Asking for the error marks it as seen: a background refresh has nobody who waits for it.
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, TokenServiceError):
             _log.error("stage_lookup_crashed", stage_arn=str(stage), exc_info=error)
 
-    async def _fly(self, stage: StageArn) -> StageEndpoints:
+    async def _fly(self, stage: StageArn) -> Stage:
         # The age counts from the question: the answer may be as old as that.
         asked_at = self._clock()
         try:
@@ -248,24 +278,24 @@ class StageEndpointCache:
         except TokenServiceError as error:
             self._postpone(stage, error)
             raise
-        self._remember(stage, found.endpoints, asked_at)
-        return found.endpoints
+        self._remember(stage, found, asked_at)
+        return found
 
-    def _remember(self, stage: StageArn, endpoints: StageEndpoints, asked_at: float) -> None:
+    def _remember(self, stage: StageArn, found: Stage, asked_at: float) -> None:
         known = self._entries.get(stage)
-        if known is not None and known.endpoints != endpoints:
+        if known is not None and known.endpoints != found.endpoints:
             _log.warning("stage_endpoints_changed", stage_arn=str(stage))
         self._unknown_since.pop(stage, None)
-        fetched = KnownStage(stage, endpoints, asked_at)
-        self._enter(fetched)
+        fetched = KnownStage(stage, found.endpoints, asked_at)
+        self._enter(fetched, found.tags)
         if self._saver is not None:
             self._saver.note(stage, fetched)
 
-    def _enter(self, known: KnownStage) -> None:
+    def _enter(self, known: KnownStage, tags: Mapping[str, str] | None = None) -> None:
         lifetime = min(self._ttl * (1 + _SPREAD * self._jitter()), HARD_LIMIT_SECONDS)
         fresh_until = known.fetched_at + lifetime
         self._entries[known.stage] = _Entry(
-            known.endpoints, known.fetched_at, fresh_until, fresh_until
+            known.endpoints, known.fetched_at, fresh_until, fresh_until, tags
         )
         self._entries.move_to_end(known.stage)
         if len(self._entries) > self._max_entries:

@@ -85,7 +85,7 @@ class Entries:
 Node: TypeAlias = Scalar | Items | Entries
 
 
-def read_document(text: str | bytes, faults: list[Fault]) -> Node | None:
+def read_document(text: bytes, faults: list[Fault]) -> Node | None:
     """Return the one document in `text`, at most 1 MB of UTF-8; None where there is none.
 
     What is wrong is added to `faults`. A text that is not YAML ends at its first fault.
@@ -93,16 +93,21 @@ def read_document(text: str | bytes, faults: list[Fault]) -> Node | None:
     if len(text) > MAX_BYTES:
         faults.append(Fault(1, "", f"has {len(text)} bytes; a policy has at most {MAX_BYTES}"))
         return None
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        faults.append(Fault(text.count(b"\n", 0, error.start) + 1, "", "is not UTF-8"))
+        return None
     builder = _Builder(faults)
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(decoded, Loader=_LOADER):
             if not builder.take(event):
                 break
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         faults.append(Fault(mark.line + 1 if mark else 1, "", f"is not YAML: {error.problem}"))
         return None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         # Of characters that no YAML file may hold; the parser gives a position, not a line.
         reason = " ".join(str(error).split())[:200]
         faults.append(Fault(1, "", f"is not YAML: {reason}"))

@@ -119,13 +119,16 @@ class PolicyFile:
         async def pause() -> None:
             await sleep(interval)
 
-        waiting = {asyncio.create_task(pause()), asyncio.create_task(self._woken.wait())}
+        pausing, waking = asyncio.create_task(pause()), asyncio.create_task(self._woken.wait())
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((pausing, waking), return_when=asyncio.FIRST_COMPLETED)
+            if pausing.done():
+                # A sleep that fails must end the loop, or it would spin.
+                pausing.result()
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            pausing.cancel()
+            waking.cancel()
+            await asyncio.gather(pausing, waking, return_exceptions=True)
         woken = self._woken.is_set()
         self._woken.clear()
         return woken

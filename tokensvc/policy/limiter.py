@@ -99,11 +99,9 @@ class Limiter:
         now = self._clock()
         for bucket in counted:
             bucket.fill(now)
-        quotas = None
-        for one in counted:
-            if one.bucket.tokens < 1:
-                quotas = tuple(bucket.quota() for bucket in counted)
-                raise _limited(max(counted, key=_Counted.wait), quotas)
+        worst = max(counted, key=_Counted.wait)
+        if worst.wait() > 0:
+            raise _limited(worst, tuple(bucket.quota() for bucket in counted))
         for bucket in counted:
             bucket.bucket.tokens -= 1
         return tuple(bucket.quota() for bucket in counted)

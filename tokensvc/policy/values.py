@@ -60,10 +60,21 @@ def keep(faults: Faults, node: Node, path: str) -> Node:
 def read_text(faults: Faults, node: Node, path: str) -> str | None:
     """Return a string; what YAML takes for something else has to be in quotes."""
     if isinstance(node, Scalar) and node.kind == "str":
-        return node.text
+        if node.text.isascii() or _is_utf8(node.text):
+            return node.text
+        faults.add(node.line, path, "holds a lone surrogate, which UTF-8 cannot carry")
+        return None
     hint = "; write it in quotes" if isinstance(node, Scalar) and node.text else ""
     faults.add(node.line, path, f"must be a string, not {told(node)}{hint}")
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_whole(faults: Faults, node: Node, path: str) -> int | None:

@@ -1,0 +1,97 @@
+"""Promise: rules that go by a stage's tags see tags of now, or what was last known while IVS is down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.ivs.test_stages import TTL, A, Ivs, settled
+from tokensvc.errors import IvsUnavailableError, StageNotFoundError
+from tokensvc.ivs.endpoint_store import KnownStage
+from tokensvc.ivs.gateway import Stage
+from tokensvc.ivs.stages import HARD_LIMIT_SECONDS
+
+ACME, OTHER = {"tenant": "acme"}, {"tenant": "other"}
+
+
+@dataclass
+class TaggedIvs(Ivs):
+    tagged: Mapping[str, str] = field(default_factory=lambda: ACME)
+
+    async def get_stage(self, region: str, stage: str) -> Stage:
+        return replace(await super().get_stage(region, stage), tags=self.tagged)
+
+
+async def test_tags_and_endpoints_come_with_one_call() -> None:
+    ivs = TaggedIvs()
+    cache = ivs.cache()
+    endpoints, tags = await asyncio.gather(cache.get(A), cache.tags(A))
+    assert tags == ACME
+    assert endpoints == await cache.get(A)
+    assert ivs.calls[str(A)] == 1
+
+
+async def test_stale_tags_are_not_answered_while_ivs_can_be_asked() -> None:
+    ivs = TaggedIvs()
+    cache = ivs.cache()
+    assert await cache.tags(A) == ACME
+    ivs.tagged = OTHER
+    ivs.now += TTL - 1
+    assert await cache.tags(A) == ACME
+    ivs.now += 1
+    assert await cache.tags(A) == OTHER
+    assert ivs.calls[str(A)] == 2
+
+
+async def test_the_last_tags_stand_in_while_ivs_is_down_and_at_most_14_days() -> None:
+    ivs = TaggedIvs()
+    cache = ivs.cache()
+    await cache.tags(A)
+    ivs.fault = IvsUnavailableError("down")
+    ivs.now += TTL
+    assert await cache.tags(A) == ACME
+    assert await cache.tags(A) == ACME
+    assert ivs.calls[str(A)] == 2, "a call that failed is not made again at once"
+    ivs.now += HARD_LIMIT_SECONDS - TTL
+    with pytest.raises(IvsUnavailableError):
+        await cache.tags(A)
+
+
+async def test_a_stage_that_is_gone_has_no_tags() -> None:
+    ivs = TaggedIvs()
+    cache = ivs.cache()
+    await cache.tags(A)
+    ivs.gone.add(str(A))
+    ivs.now += TTL
+    for _ in range(2):
+        with pytest.raises(StageNotFoundError):
+            await cache.tags(A)
+    assert ivs.calls[str(A)] == 2, "that it is gone is remembered"
+
+
+class Stored:
+    """A store that knows one stage's endpoints, and with them no tags."""
+
+    def __init__(self, known: KnownStage) -> None:
+        self.known = known
+
+    async def load(self, *, since: float, limit: int) -> list[KnownStage]:
+        return [self.known]
+
+    async def save(self, known: object, gone: object) -> None:
+        return
+
+
+async def test_a_restored_stage_is_asked_for_its_tags() -> None:
+    ivs = TaggedIvs()
+    known = KnownStage(A, ivs.endpoints(str(A)), ivs.now)
+    cache = ivs.cache(store=Stored(known))  # type: ignore[arg-type]
+    assert await cache.restore() == 1
+    await cache.get(A)
+    assert ivs.calls[str(A)] == 0
+    assert await cache.tags(A) == ACME
+    await settled(cache)
+    await cache.aclose()
