@@ -115,6 +115,25 @@ class Settings:
         Path(),
         path=True,
     )
+    old_master_key_file: Path | None = _setting(  # noqa: RUF009 - as above
+        "File of the master key before this one, while `tokensvc keys reseal` has not been run.",
+        _path,
+        None,
+        path=True,
+    )
+    kms_key_id: str | None = _setting(
+        "AWS KMS key (ARN, id or alias) that seals private halves instead of a master key file.",
+        _text,
+        None,
+    )
+    kms_region: str | None = _setting(
+        "Region of the KMS key; default: the one in its ARN, else the first of TOKENSVC_REGIONS.",
+        _text,
+        None,
+    )
+    kms_endpoint_url: str | None = _setting(
+        "Endpoint of AWS KMS instead of AWS's own.", _http_url, None
+    )
     ring_id: str = _setting(
         "Name of this key ring; keys in IVS that carry another ring's name are never touched.",
         _ring_id,

@@ -29,7 +29,8 @@ async def test_alive_needs_no_api_key_and_no_other_part(service: Service):
 async def test_ready_with_a_canary_for_each_region(service: Service):
     is_ready, checks = await ready(service)
     assert is_ready
-    assert set(checks) == {"store", "ring", "callers", "signing", f"signing:{REGION}"}
+    regional = {f"signing:{REGION}", f"keys:{REGION}"}
+    assert set(checks) == {"store", "ring", "callers", "signing", *regional}
     assert "verified" in checks[f"signing:{REGION}"]["detail"]
 
 
@@ -100,11 +101,12 @@ async def test_a_store_that_fails_leaves_minting_as_it_is_until_the_ring_is_too_
     async def fail(self: object) -> None:
         raise StoreUnavailableError("The disk that holds the database fails.")
 
-    monkeypatch.setattr("tokensvc.keyring.sql.SqlRingStore.load_all", fail)
+    monkeypatch.setattr("tokensvc.keyring.sql.SqlRingStore.versions", fail)
     body = {"stageArn": stage_arn(), "issuer": "local"}
     service.now += service.settings.ring_max_age
-    await service.sleeper.wake_copies()
-    assert (await service.post("/v1/tokens", body)).status_code == 201
+    await service.sleeper.wake()
+    answer = await service.post("/v1/tokens", body)
+    assert answer.status_code == 201, answer.text
     service.now += 1
     answer = await service.post("/v1/tokens", body)
     assert answer.json()["code"] == "no_signing_key"

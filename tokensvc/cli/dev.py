@@ -132,7 +132,7 @@ async def _prepare(settings: Settings) -> tuple[str | None, str]:
     from tokensvc.keyring import create_master_key
     from tokensvc.store import upgrade
 
-    if not settings.master_key_file.exists():
+    if settings.kms_key_id is None and not settings.master_key_file.exists():
         create_master_key(settings.master_key_file)
     # Blocking, as it may be: nothing is served yet but the emulator, which nobody else knows.
     upgrade(settings.database_url)

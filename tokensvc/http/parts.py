@@ -22,6 +22,7 @@ from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
 from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
 from tokensvc.http.key_operations import KeyOperations
+from tokensvc.http.sealers import Sealers, open_sealers
 from tokensvc.issuing.endpoint_store import SqlEndpointStore
 from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.budgets import CallBudgets
@@ -30,11 +31,9 @@ from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.ivs.stages import StageEndpointCache
 from tokensvc.keyring import (
-    LocalSealer,
     RingManager,
     RotationPolicy,
     SqlRingStore,
-    load_master_key,
 )
 from tokensvc.keyring.follower import RingFollower
 from tokensvc.ledger import Ledger, LedgerWriter
@@ -61,6 +60,7 @@ class Parts:
     ledger: Ledger
     writer: LedgerWriter
     rings: SqlRingStore
+    sealers: Sealers
     gateway: IvsGateway
     manager: RingManager
     ring: RingFollower
@@ -109,7 +109,7 @@ async def open_parts(
         engine = open_engine(settings.database_url)
         closing.push_async_callback(_close, "store", engine.dispose)
         await ensure_current(engine)
-        sealer = LocalSealer(await asyncio.to_thread(load_master_key, settings.master_key_file))
+        sealers = await closing.enter_async_context(open_sealers(settings))
         if gateway is None:
             own = open_gateway(settings, drift)
             closing.push_async_callback(_close, "ivs", own.aclose)
@@ -125,7 +125,7 @@ async def open_parts(
         rings = SqlRingStore(engine, settings.ring_id, clock)
         manager = RingManager(
             store=rings,
-            sealer=sealer,
+            sealer=sealers.sealer,
             gateway=gateway,
             policy=policy,
             drain=ledger,
@@ -173,6 +173,7 @@ async def open_parts(
             ledger=ledger,
             writer=writer,
             rings=rings,
+            sealers=sealers,
             gateway=gateway,
             manager=manager,
             ring=ring,
