@@ -176,7 +176,7 @@ async def test_the_database_itself_refuses_a_second_active_key(
     sql: SqlRingStore, engine: AsyncEngine
 ) -> None:
     await sql.save(RingState(REGION, 0), (active("k1"), generated("k2")))
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         async with engine.begin() as connection:
             await connection.execute(
                 update(tables.keys).where(tables.keys.c.key_id == "k2").values(phase="ACTIVE")
