@@ -63,7 +63,11 @@ def _number(low: float, high: float) -> Reader:
 
 
 def _path(env: environs.Env, name: str) -> Path:
-    return Path(_text(env, name)).expanduser()
+    try:
+        return Path(_text(env, name)).expanduser()
+    except RuntimeError as fault:
+        # `~nobody`: there is no such user, or no home.
+        raise environs.EnvValidationError("", [f"{fault}"]) from fault
 
 
 def _regions(env: environs.Env, name: str) -> tuple[str, ...]:
