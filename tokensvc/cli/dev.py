@@ -56,6 +56,9 @@ def dev(
     Makes, under the data folder, what is not there yet: store, master key, signing key, demo stage,
     API key (printed once). Needs no AWS account. Ctrl-C drains and stops.
     """
+    # Missing packages are found out before anything is made.
+    import boto3.session  # noqa: F401
+
     from tokensvc.cli.running import run_loop
     from tokensvc.settings import Settings
 
@@ -97,6 +100,7 @@ async def _run(settings: Settings, started: float) -> None:
             async with serving(server_config(settings, app), listener, stop):
                 ready = time.perf_counter() - started
                 _greet(settings, _port(listener), stage_arn, first_key, ready)
+                _write_environment(settings)
                 await stop.asked.wait()
                 click.echo("tokensvc: draining", err=True)
 
@@ -140,8 +144,7 @@ async def _prepare(settings: Settings) -> tuple[str | None, str]:
         for region in settings.regions:
             await parts.manager.prepare(region)
         stage_arn = await _demo_stage(parts.gateway, settings.regions[0])
-        api_key = await _first_caller(parts.engine)
-    _write_environment(settings)
+        api_key = await _first_caller(parts.engine, greeted=_environment_file(settings).exists())
     return api_key, stage_arn
 
 
@@ -153,13 +156,18 @@ async def _demo_stage(gateway: IvsGateway, region: str) -> str:
     return made.arn
 
 
-async def _first_caller(engine: AsyncEngine) -> str | None:
+async def _first_caller(engine: AsyncEngine, *, greeted: bool) -> str | None:
+    """Make the caller and return its API key, or None where an earlier start has shown one."""
     from tokensvc.callers import Scope, SqlCallerStore
 
     store = SqlCallerStore(engine, time.time)
-    if any(caller.name == CALLER_NAME for caller in await store.list()):
+    if not any(caller.name == CALLER_NAME for caller in await store.list()):
+        _, api_key = await store.add(CALLER_NAME, Scope)
+        return api_key.reveal()
+    if greeted:
         return None
-    _, api_key = await store.add(CALLER_NAME, Scope)
+    # The start that made the caller ended before it could show the key: nobody has it.
+    _, api_key = await store.rotate(CALLER_NAME, old_valid_until=time.time(), restart=True)
     return api_key.reveal()
 
 
@@ -174,10 +182,15 @@ def _write_environment(settings: Settings) -> None:
         **EMULATOR_CREDENTIALS,
     }
     lines = [f"{name}='{value}'" for name, value in values.items()]
-    path = settings.data_dir / "dev.env"
+    path = _environment_file(settings)
     unfinished = path.with_suffix(".env.new")
     unfinished.write_text("\n".join(lines) + "\n", "utf-8")
     unfinished.replace(path)
+
+
+def _environment_file(settings: Settings) -> Path:
+    """Written after the greeting, so it also says that the API key was shown."""
+    return settings.data_dir / "dev.env"
 
 
 def _greet(

@@ -9,6 +9,7 @@ from tokensvc.cli.database import db
 from tokensvc.cli.dev import dev
 from tokensvc.cli.emulator import emulator
 from tokensvc.cli.keys import keys
+from tokensvc.cli.policy import policy
 from tokensvc.cli.serve import serve
 from tokensvc.cli.settings import settings
 from tokensvc.cli.token import token
@@ -24,9 +25,13 @@ __all__ = ["run"]
 @click.version_option(package_name="tokensvc")
 def cli() -> None:
     """Issue Amazon IVS Real-Time participant tokens, signed locally with ES384."""
+    from tokensvc.telemetry.logging import configure_logging
+
+    # Standard output belongs to what a command prints; servers choose their own level later.
+    configure_logging("warning", "console")
 
 
-for _command in (callers, db, dev, emulator, keys, serve, settings, token):
+for _command in (callers, db, dev, emulator, keys, policy, serve, settings, token):
     cli.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from tokensvc.errors import ConfigurationError
+from tokensvc.errors import ConfigurationError, TokenServiceError
 
 __all__ = ["Stop", "run_loop", "serving"]
 
@@ -54,18 +54,17 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serve on `listener` while the body runs; drain, within uvicorn's grace, when it ends.
 
-    `stop.asked` is set where the server ends by itself. Raises ConfigurationError where it did not
-    come up; why is in the log.
+    `stop.asked` is set where the server ends by itself. Raises what kept it from coming up.
     """
     server = _Server(config)
-    served = asyncio.create_task(server.serve(sockets=[listener]))
+    served = asyncio.create_task(_serve(server, listener))
     cutting = asyncio.create_task(_cut_off(server, stop))
     served.add_done_callback(lambda _: stop.asked.set())
     try:
         while not server.started:
             if served.done():
                 await served
-                raise ConfigurationError("the server did not start; the log says why")
+                raise _why_not_started(config)
             await asyncio.sleep(_POLL_SECONDS)
         yield
     finally:
@@ -74,6 +73,21 @@ async def serving(
             await served
         finally:
             cutting.cancel()
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit:
+        # How uvicorn says that a start failed; in a task it would end the whole loop.
+        return
+
+
+def _why_not_started(config: uvicorn.Config) -> TokenServiceError:
+    reason = getattr(config.app, "startup_error", None)
+    if isinstance(reason, TokenServiceError):
+        return reason
+    return ConfigurationError("the server did not start; the log says why")
 
 
 async def _cut_off(server: uvicorn.Server, stop: Stop) -> None:

@@ -21,6 +21,8 @@ def serve(host: str | None, port: int | None, workers: int | None) -> None:
     The store must be there and current (`tokensvc db upgrade`), and so must the master key; neither is
     made here.
     """
+    import boto3.session  # noqa: F401
+
     from tokensvc.http.server import serve as run
     from tokensvc.settings import Settings
 
