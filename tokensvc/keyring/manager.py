@@ -123,6 +123,7 @@ class RingManager:
         )
         self._barred: dict[str, str] = {}
         self._unfit: set[str] = set()
+        self._reasons_logged: dict[str, str] = {}
         self._verified_at: dict[str, float] = {}
         self._status: dict[str, RegionStatus] = {}
 
@@ -210,6 +211,26 @@ class RingManager:
             status=None if dry_run else await self.tick(region),
         )
 
+    async def look(self, region: str) -> RegionStatus:
+        """Say how `region` stands and what is due there; takes no step.
+
+        `next_at` is now where something is due. Raises as `reconcile` does.
+        """
+        ring, facts = await _Walk(self._observer, self._store, region).look()
+        now = self._clock()
+        *due, rest = plan(ring, self._policy, facts, now)
+        wait = rest if isinstance(rest, Wait) else Wait(now, _name(rest))
+        return RegionStatus(
+            region=region,
+            at=now,
+            next_step=_name(due[0]) if due else wait.reason,
+            next_at=now if due else wait.until,
+            blocked=wait.blocked,
+            foreign_keys=facts.holdings.foreign,
+            free_slots=facts.holdings.free_slots,
+            overdue=self._overdue(ring),
+        )
+
     async def adopt(self, region: str, private_key: bytes, arn: str) -> KeyRecord:
         """Take a key whose public half is in IVS already into the ring; see `Adoption.adopt`."""
         return await self._adoption.adopt(region, private_key, arn)
@@ -232,10 +253,13 @@ class RingManager:
                     signing_keys.append(await self._opener.open(key))
                     longest_ttls[key.region] = key.longest_ttl or 0.0
                     continue
-                except (SealError, KeyMismatchError) as error:
+                except TokenServiceError as error:
+                    # Whatever keeps one Region's key from opening, the others sign on.
                     reason = error.detail
-            _log.error("key_may_not_sign", region=key.region, key_id=key.key_id, reason=reason)
+            if self._reasons_logged.get(key.region) != reason:
+                _log.error("key_may_not_sign", region=key.region, key_id=key.key_id, reason=reason)
             reasons[key.region] = reason
+        self._reasons_logged = reasons
         await self._open_standbys(rings)
         return RingView(
             signing_keys,
