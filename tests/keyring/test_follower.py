@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
-from tests.keyring.support import REGION, FakeClock, World
+from tests.keyring.support import OTHER_REGION, REGION, FakeClock, World
 from tokensvc.errors import NoSigningKeyError, StoreUnavailableError
 from tokensvc.keyring.follower import RingFollower
 
@@ -106,6 +107,26 @@ async def test_a_standby_is_open_before_it_is_promoted(world: World, monotonic: 
     await rotator.rotate(REGION)
     await replica.refresh()
     assert replica.view().signing_key(REGION).key_id == world.active.key_id
+
+
+async def test_a_key_manager_that_was_down_at_the_start_is_asked_again(
+    world: World, monotonic: FakeClock
+) -> None:
+    await world.settled()
+    await world.manager().prepare(OTHER_REGION)
+    sealer = _CountingSealer(world)
+    sealer.down = True
+    replica = RingFollower(world.manager(sealer=sealer), clock=monotonic, max_age=MAX_AGE)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await replica.refresh()
+    with pytest.raises(NoSigningKeyError, match="KMS is down"):
+        replica.view().signing_key(REGION)
+    said = [line["region"] for line in logs if line["event"] == "key_may_not_sign"]
+    assert sorted(said) == [REGION, OTHER_REGION]
+    sealer.down = False
+    await replica.refresh()
+    assert replica.view().regions == (REGION, OTHER_REGION)
 
 
 class _CountingSealer:

@@ -76,7 +76,8 @@ class RingFollower:
             # As of when it was asked, not answered: what happened in between is not in the view.
             asked_at = self._clock()
             versions = await self._source.versions()
-            if reload or versions != self._versions:
+            # A key that did not open (a key manager that was down) may open now.
+            if reload or versions != self._versions or self._view.reasons:
                 # A change between the two reads has another version, and is seen the next time.
                 self._view = await self._source.load_view()
                 if versions != self._versions:
