@@ -261,6 +261,18 @@ class Settings:
         0.5,
         unit="seconds",
     )
+    policy_file: Path | None = _setting(  # noqa: RUF009 - as above
+        "File of roles and of what each caller may ask for; without one, scopes alone decide.",
+        _path,
+        None,
+        path=True,
+    )
+    policy_refresh: float = _setting(
+        "How often the policy file is looked at; a change takes effect after one to two of these.",
+        _number(0.1, 3600),
+        2.0,
+        unit="seconds",
+    )
     ring_refresh: float = _setting(
         "How often the key ring is read from the store.", _number(0.1, 60), 1.0, unit="seconds"
     )

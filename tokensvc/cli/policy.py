@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tokensvc.cli.output import json_option, print_json, print_table
+from tokensvc.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from tokensvc.policy import Decision, Finding, Policy
@@ -67,11 +67,12 @@ def check(
     Exit code 0: the file is sound, and the caller gets the token. 1: the file has faults, which are
     listed with their lines, or the request cannot be checked. 3: the policy denies the request.
     """
+    from tokensvc.policy import Finding
     from tokensvc.settings import Settings
 
     settings = Settings.load()
     loaded = _load(path or settings.policy_file, settings)
-    request = {
+    request: dict[str, object] = {
         "stageArn": stage_arn,
         "userId": user_id,
         "role": role,
@@ -91,6 +92,10 @@ def check(
     findings: list[Finding] = []
     known = _pairs(tags, "--tag") or _ask_for_tags(loaded, caller, wanted, settings)
     decision = loaded.decide(caller, wanted, known, findings=findings)
+    # A caller without a rule is refused before any rule has said something.
+    findings = findings or [
+        Finding(one.field, False, one.detail, one.rule) for one in decision.refusals
+    ]
     if as_json:
         print_json(_as_object(caller, decision, findings, loaded))
     else:
@@ -159,10 +164,7 @@ def _tell_file(loaded: Policy, as_json: bool) -> int:
 def _as_object(
     caller: str, decision: Decision, findings: list[Finding], loaded: Policy
 ) -> dict[str, object]:
-    from tokensvc.policy import Finding
-
     request = decision.request
-    refused = [Finding(one.field, False, one.detail, one.rule) for one in decision.refusals]
     limits = loaded.limits_of(caller)
     return {
         "caller": caller,
@@ -186,7 +188,7 @@ def _as_object(
                 "rule": one.rule.path,
                 "line": one.rule.line or None,
             }
-            for one in findings or refused
+            for one in findings
         ],
         "limits": {
             "tokensPerSecond": limits.per_second,
@@ -199,21 +201,10 @@ def _as_object(
 def _print(caller: str, decision: Decision, findings: list[Finding]) -> None:
     verdict = "may have this token" if decision.allowed else "is denied this token"
     click.echo(f"{_safe(caller)} {verdict}: {_safe(str(decision.rule))}")
-    for refusal in decision.refusals if not findings else ():
-        click.echo(f"  {_safe(refusal.detail)}")
-    if findings:
-        print_table(
-            ("FIELD", "", "WHY", "RULE"),
-            [
-                (
-                    _safe(one.field),
-                    "ok" if one.allowed else "DENIED",
-                    _safe(one.detail),
-                    _safe(str(one.rule)),
-                )
-                for one in findings
-            ],
-        )
+    for one in findings:
+        said = "ok    " if one.allowed else "DENIED"
+        field = f"{one.field}: " if one.field else ""
+        click.echo(_safe(f"  {said} {field}{one.detail} [{one.rule}]"))
     request = decision.request
     if request is not None:
         click.echo(
