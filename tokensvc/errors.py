@@ -168,11 +168,29 @@ class ForbiddenError(TokenServiceError):
 
 
 class BannedError(TokenServiceError):
-    """A ban keeps this user, participant or stage from being issued tokens; `detail` names its id and end."""
+    """A ban keeps this user, participant or stage from being issued tokens; `detail` names its id and end.
+
+    `ban_id` and `until` (Unix seconds, None: for good) are for the caller, too: `banId` and
+    `bannedUntil` of the problem.
+    """
 
     code = "banned"
     status = 403
     title = "Banned"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        retry_after: float | None = None,
+        ban_id: str | None = None,
+        until: float | None = None,
+        **context: object,
+    ) -> None:
+        super().__init__(detail, errors=errors, retry_after=retry_after, **context)
+        self.ban_id = ban_id
+        self.until = until
 
 
 class NotFoundError(TokenServiceError):

@@ -26,10 +26,12 @@ from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
 from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.key_watch import KeyWatch
+from tokensvc.http.ledger_routes import LEDGER_ROUTES
 from tokensvc.http.openapi import publish, schema
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Readiness
+from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
 from tokensvc.http.token_routes import TOKEN_ROUTES
 from tokensvc.ivs.gateway import IvsGateway
@@ -44,7 +46,15 @@ __all__ = ["create_app"]
 TIDY_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 60.0
 
-ROUTES: Final = (*TOKEN_ROUTES, *CONNECTION_ROUTES, *KEY_ROUTES, *HEALTH_ROUTES, schema)
+ROUTES: Final = (
+    *TOKEN_ROUTES,
+    *LEDGER_ROUTES,
+    *CONNECTION_ROUTES,
+    *REVOCATION_ROUTES,
+    *KEY_ROUTES,
+    *HEALTH_ROUTES,
+    schema,
+)
 
 _log = structlog.get_logger(__name__)
 

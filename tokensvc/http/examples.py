@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "BAN",
+    "BANS_ANSWER",
+    "BAN_ANSWER",
     "BATCH",
     "BATCH_ANSWER",
     "CONNECTION",
     "CONNECTION_ANSWER",
+    "DISCONNECT",
+    "DISCONNECT_ACCEPTED",
+    "DISCONNECT_PROGRESS",
     "EXCHANGE",
     "INSPECT",
     "INSPECTION",
     "ISSUED",
+    "ISSUED_TOKENS",
     "MINT",
     "STAGE_ARN",
 ]
@@ -69,6 +76,112 @@ CONNECTION_ANSWER: Final[dict[str, object]] = {
         "duration": 1440,
         "expirationTime": "2026-09-02T12:00:00Z",
         "keyArn": _KEY_ARN,
+    }
+}
+
+DISCONNECT: Final[dict[str, object]] = {
+    "a user, banned for an hour": {
+        "stageArn": STAGE_ARN,
+        "userId": "mallory",
+        "reason": "threats",
+        "ban": 3600,
+    },
+    "a participant": {"stageArn": STAGE_ARN, "participantId": "m5vTq2ZsYh8e"},
+    "everybody": {"stageArn": STAGE_ARN, "everybody": True},
+}
+DISCONNECT_ACCEPTED: Final[dict[str, object]] = {
+    "with a ban": {
+        "disconnectId": "dis-6e4xvgsdlzqwz5e2p3yt",
+        "banId": "ban-lq3hzy2vk5n4x7rjmc2a",
+        "expectedCompletion": "2026-09-01T12:00:00.410Z",
+    }
+}
+DISCONNECT_PROGRESS: Final[dict[str, object]] = {
+    "one of two": {
+        "disconnectId": "dis-6e4xvgsdlzqwz5e2p3yt",
+        "kind": "user",
+        "region": "eu-central-1",
+        "stageArn": STAGE_ARN,
+        "userId": "mallory",
+        "reason": "threats",
+        "banId": "ban-lq3hzy2vk5n4x7rjmc2a",
+        "createdAt": "2026-09-01T12:00:00Z",
+        "done": False,
+        "expectedCompletion": "2026-09-01T13:00:00Z",
+        "counts": {
+            "pending": 1,
+            "disconnected": 1,
+            "notConnected": 0,
+            "expired": 0,
+            "failed": 0,
+        },
+        "lastError": None,
+        "participants": [
+            {
+                "participantId": "m5vTq2ZsYh8e",
+                "tokenId": None,
+                "state": "disconnected",
+                "attempts": 1,
+                "nextAttemptAt": None,
+                "lastError": None,
+                "updatedAt": "2026-09-01T12:00:00.300Z",
+            },
+            {
+                "participantId": "b4kQy7WmHd2s",
+                "tokenId": None,
+                "state": "pending",
+                "attempts": 1,
+                "nextAttemptAt": "2026-09-01T12:00:04Z",
+                "lastError": "not_connected",
+                "updatedAt": "2026-09-01T12:00:00.500Z",
+            },
+        ],
+        "nextCursor": None,
+    }
+}
+
+BAN: Final[dict[str, object]] = {
+    "a user on a stage": {"stageArn": STAGE_ARN, "userId": "mallory", "duration": 3600},
+    "a user everywhere, for good": {"userId": "mallory", "reason": "threats"},
+    "a participant": {"participantId": "m5vTq2ZsYh8e", "duration": 600},
+}
+_BAN: Final[dict[str, object]] = {
+    "banId": "ban-lq3hzy2vk5n4x7rjmc2a",
+    "kind": "user_on_stage",
+    "stageArn": STAGE_ARN,
+    "userId": "mallory",
+    "participantId": None,
+    "until": "2026-09-01T13:00:00Z",
+    "reason": "threats",
+    "callerId": "yfl2k3qj5x7a",
+    "createdAt": "2026-09-01T12:00:00Z",
+    "liftedAt": None,
+}
+BAN_ANSWER: Final[dict[str, object]] = {
+    "for an hour": _BAN,
+    "for good": {**_BAN, "until": None},
+}
+BANS_ANSWER: Final[dict[str, object]] = {"one": {"bans": [_BAN], "nextCursor": None}}
+
+ISSUED_TOKENS: Final[dict[str, object]] = {
+    "one": {
+        "tokens": [
+            {
+                "tokenId": "Zr3mQx8KcT1b",
+                "kind": "participant",
+                "stageArn": STAGE_ARN,
+                "region": "eu-central-1",
+                "userId": "ana",
+                "keyId": "ixr5w2ksaejd",
+                "keyArn": _KEY_ARN,
+                "callerId": "yfl2k3qj5x7a",
+                "issuer": "local",
+                "issuedAt": "2026-09-01T11:00:00Z",
+                "expirationTime": "2026-09-01T12:00:00Z",
+                "disconnectedAt": None,
+            }
+        ],
+        "nextCursor": None,
     }
 }
 

@@ -8,6 +8,7 @@ never gets in here.
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 
 from tokensvc.errors import (
+    BannedError,
     BodyTooLargeError,
     InvalidRequestError,
     MethodNotAllowedError,
@@ -53,7 +55,10 @@ class ProblemField(msgspec.Struct, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """RFC 9457 problem details; `code`, `requestId` and `errors` are extension members."""
+    """RFC 9457 problem details; all from `code` on are extension members.
+
+    `banId` and `bannedUntil` (null: for good) are those of a problem `banned` alone.
+    """
 
     type: str
     title: str
@@ -62,6 +67,8 @@ class Problem(msgspec.Struct, omit_defaults=True, rename="camel"):
     code: str
     request_id: str
     errors: list[ProblemField] = []
+    ban_id: str | msgspec.UnsetType = msgspec.UNSET
+    banned_until: datetime | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def problem_of(
@@ -71,7 +78,7 @@ def problem_of(
 
     `within` is the path of the item that its fields are of; `status` stands in for the error's own.
     """
-    return Problem(
+    problem = Problem(
         type=f"urn:tokensvc:problem:{error.code}",
         title=error.title,
         status=status or error.status,
@@ -83,6 +90,12 @@ def problem_of(
             for field in error.errors
         ],
     )
+    if isinstance(error, BannedError) and error.ban_id is not None:
+        problem.ban_id = error.ban_id
+        problem.banned_until = None
+        if error.until is not None:
+            problem.banned_until = datetime.fromtimestamp(error.until, UTC)
+    return problem
 
 
 def _path(within: str, field: str) -> str:

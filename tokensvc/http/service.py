@@ -92,8 +92,10 @@ def service_of(request: Request[Any, Any, Any]) -> Service:
     return cast("Service", request.app.state.service)
 
 
-def authorize(request: Request[Any, Any, Any], service: Service, scope: str) -> RequestFacts:
-    """See to it that the caller is known and has `scope`; return the request's facts.
+def authorize(
+    request: Request[Any, Any, Any], service: Service, scope: str, *others: str
+) -> RequestFacts:
+    """See to it that the caller is known and has `scope`, or one of `others`; return the facts.
 
     Raises UnauthenticatedError and ForbiddenError.
     """
@@ -101,6 +103,6 @@ def authorize(request: Request[Any, Any, Any], service: Service, scope: str) -> 
     header = facts.headers.get(b"authorization")
     caller = service.callers.authenticate(None if header is None else header.decode("latin-1"))
     facts.caller_id = caller.caller_id
-    if scope not in caller.scopes:
+    if scope not in caller.scopes and not any(other in caller.scopes for other in others):
         raise ForbiddenError(f"This caller has not the scope {scope}.", scope=scope)
     return facts

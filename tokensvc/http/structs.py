@@ -7,6 +7,7 @@ a test holds the two against each other.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -174,16 +175,17 @@ class ConnectionTokenRequest(Struct, kw_only=True, rename="camel", forbid_unknow
 
 
 class DisconnectAccepted(Struct, rename="camel"):
-    """What was stored; `expectedCompletion` in Unix seconds is an estimate from what is queued."""
+    """What was stored; `expectedCompletion` is an estimate from what is queued."""
 
     disconnect_id: str
     ban_id: str | None
-    expected_completion: float
+    expected_completion: datetime
 
     @classmethod
     def of(cls, accepted: Accepted) -> DisconnectAccepted:
         """Return the answer that tells of `accepted`."""
-        return cls(accepted.disconnect_id, accepted.ban_id, accepted.expected_completion)
+        expected = datetime.fromtimestamp(accepted.expected_completion, UTC)
+        return cls(accepted.disconnect_id, accepted.ban_id, expected)
 
 
 class RefusedItem(Struct):

@@ -21,10 +21,12 @@ from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import bans, feeds
 from tokensvc.store.transactions import Transactions
 
-__all__ = ["FEED", "BanStore", "add_ban"]
+__all__ = ["FEED", "MAX_LIFTED", "BanStore", "add_ban"]
 
 FEED: Final = "bans"
 _AT_ONCE: Final = 500
+MAX_LIFTED: Final = 100
+"""Bans that one call lifts; each is a change of its own in the feed."""
 TOMBSTONE_SECONDS: Final = 86_400.0
 """How long an ended ban stays stored: longer than any replica may go on without a refresh."""
 
@@ -72,7 +74,7 @@ class BanStore:
     async def lift_of(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None
     ) -> tuple[Ban, ...]:
-        """Lift the bans that stand against exactly this, up to 500 at once; return them."""
+        """Lift the bans that stand against exactly this, up to MAX_LIFTED at once; return them."""
         now = self._clock()
         same = (
             select(bans.c.ban_id)
@@ -88,7 +90,7 @@ class BanStore:
                 ),
             )
             .order_by(bans.c.ban_id)
-            .limit(_AT_ONCE)
+            .limit(MAX_LIFTED)
         )
 
         def work(connection: Connection) -> tuple[Ban, ...]:

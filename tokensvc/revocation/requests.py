@@ -83,9 +83,7 @@ def parse_disconnect_request(body: object, *, regions: Collection[str]) -> Disco
     stage: StageArn = values["stageArn"]
     reason, ban = values.get("reason", ""), values.get("ban")
     if "participantId" in whom:
-        return DisconnectAsk.of_participant(
-            stage, values["participantId"], reason=reason, ban=ban
-        )
+        return DisconnectAsk.of_participant(stage, values["participantId"], reason=reason, ban=ban)
     if "userId" in whom:
         return DisconnectAsk.of_user(stage, values["userId"], reason=reason, ban=ban)
     return DisconnectAsk.of_stage(stage, reason=reason, ban=ban)

@@ -198,7 +198,7 @@ class Revocations:
     async def lift_of(
         self, *, stage_arn: str | None, user_id: str | None, participant_id: str | None
     ) -> tuple[Ban, ...]:
-        """Lift up to 500 of the bans of exactly this, and return them; others stay as they are."""
+        """Lift up to MAX_LIFTED of the bans of exactly this, and return them; others stay as they are."""
         lifted = await self._ban_store.lift_of(stage_arn, user_id, participant_id)
         self._bans.apply(lifted)
         return lifted

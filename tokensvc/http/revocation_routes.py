@@ -1,0 +1,329 @@
+"""Kicking out and keeping out: the routes under `/v1/disconnects` and `/v1/bans`.
+
+What is answered is stored; IVS is asked by the worker of the Region, within its quota.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.response.base import ASGIResponse
+
+from tokensvc.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    NotRepeatableError,
+    StoreUnavailableError,
+    TokenServiceError,
+)
+from tokensvc.http import examples
+from tokensvc.http.bodies import decode_json, read_json_body
+from tokensvc.http.idempotency import request_ref
+from tokensvc.http.openapi import RouteDoc, documented
+from tokensvc.http.queries import (
+    CURSOR,
+    DEFAULT_LIMIT,
+    LIMIT,
+    PAGE,
+    parse_flag,
+    query_of,
+    stage_arn_text,
+)
+from tokensvc.http.revocation_structs import (
+    BanAnswer,
+    BanRequest,
+    BansAnswer,
+    DisconnectAnswer,
+    DisconnectRequest,
+    LiftedBans,
+)
+from tokensvc.http.service import authorize, service_of
+from tokensvc.http.structs import DisconnectAccepted
+from tokensvc.revocation.ban_store import MAX_LIFTED
+from tokensvc.revocation.requests import (
+    parse_ban_request,
+    parse_ban_subject,
+    parse_disconnect_request,
+    parse_some_user_id,
+)
+from tokensvc.tokens.fields import FieldParser, parse_token_id
+
+__all__ = ["REVOCATION_ROUTES"]
+
+_JSON: Final = "application/json"
+_DISCONNECT: Final = "participants:disconnect"
+_REVOKE: Final = "connection-tokens:revoke"
+_READ: Final = "bans:read"
+_WRITE: Final = "bans:write"
+_STORING: Final[tuple[type[TokenServiceError], ...]] = (
+    IdempotencyConflictError,
+    NotRepeatableError,
+    StoreUnavailableError,
+)
+_SUBJECT: Final = (
+    {
+        "name": "stageArn",
+        "required": False,
+        "description": "Bans of this stage, and of users on it.",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "userId",
+        "required": False,
+        "description": "Bans of this user.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+    {
+        "name": "participantId",
+        "required": False,
+        "description": "Bans of this participant.",
+        "schema": {"type": "string"},
+    },
+)
+_SUBJECT_PARSERS: Final[Mapping[str, FieldParser]] = {
+    "stageArn": stage_arn_text,
+    "userId": parse_some_user_id,
+    "participantId": parse_token_id("participantId"),
+}
+_encode = msgspec.json.Encoder().encode
+
+
+@post(
+    "/v1/disconnects",
+    status_code=202,
+    summary="Disconnect a participant, a user, or everybody on a stage",
+    opt=documented(
+        RouteDoc(
+            operation_id="disconnect",
+            scope=_DISCONNECT,
+            request=DisconnectRequest,
+            answer=DisconnectAccepted,
+            request_examples=examples.DISCONNECT,
+            answer_examples=examples.DISCONNECT_ACCEPTED,
+            problems=_STORING,
+        )
+    ),
+)
+async def disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Store the request, and its ban; IVS is asked (DisconnectParticipant) until it has taken each.
+
+    A user means every living token of that user, and whoever is connected under that id. A ban holds
+    here when this is answered, and on every replica within a second. `Location` is where to look how
+    far it is.
+    """
+    service = service_of(request)
+    facts = authorize(request, service, _DISCONNECT)
+    body = await read_json_body(request, service.max_body_bytes)
+    ask = parse_disconnect_request(decode_json(body), regions=service.regions)
+    accepted = await service.revocations.disconnect(
+        ask, caller_id=facts.caller_id, ref=request_ref(facts, "disconnects", body)
+    )
+    return _answered(
+        DisconnectAccepted.of(accepted), 202, f"/v1/disconnects/{accepted.disconnect_id}"
+    )
+
+
+@get(
+    "/v1/disconnects/{disconnect_id:str}",
+    summary="Show how far a disconnect is",
+    opt=documented(
+        RouteDoc(
+            operation_id="getDisconnect",
+            scope=_DISCONNECT,
+            query=(CURSOR, LIMIT),
+            answer=DisconnectAnswer,
+            answer_examples=examples.DISCONNECT_PROGRESS,
+            problems=(InvalidRequestError, NotFoundError, StoreUnavailableError),
+        )
+    ),
+)
+async def get_disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Show the state of each participant, or of the connection token, that a request means.
+
+    The scope `connection-tokens:revoke` will do as well.
+    """
+    service = service_of(request)
+    authorize(request, service, _DISCONNECT, _REVOKE)
+    query = query_of(request, PAGE, "a disconnect's progress")
+    progress = await service.revocations.progress(
+        request.path_params["disconnect_id"],
+        cursor=query.get("cursor"),
+        limit=query.get("limit", DEFAULT_LIMIT),
+    )
+    return _answered(DisconnectAnswer.of(progress))
+
+
+@post(
+    "/v1/bans",
+    status_code=201,
+    summary="Ban a user, a participant, or a stage",
+    opt=documented(
+        RouteDoc(
+            operation_id="ban",
+            scope=_WRITE,
+            request=BanRequest,
+            answer=BanAnswer,
+            request_examples=examples.BAN,
+            answer_examples=examples.BAN_ANSWER,
+            problems=_STORING,
+        )
+    ),
+)
+async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Issue no token to whom this means; who is connected stays, see `POST /v1/disconnects`.
+
+    It holds here when this is answered, and on every replica within a second.
+    """
+    service = service_of(request)
+    facts = authorize(request, service, _WRITE)
+    body = await read_json_body(request, service.max_body_bytes)
+    ask = parse_ban_request(decode_json(body), regions=service.regions, now=service.clock())
+    made = await service.revocations.ban(
+        stage_arn=ask.subject.stage_arn,
+        user_id=ask.subject.user_id,
+        participant_id=ask.subject.participant_id,
+        until=ask.until,
+        reason=ask.reason,
+        caller_id=facts.caller_id,
+        ref=request_ref(facts, "bans", body),
+    )
+    return _answered(BanAnswer.of(made), 201, f"/v1/bans/{made.ban_id}")
+
+
+@get(
+    "/v1/bans",
+    summary="List the bans that stand",
+    opt=documented(
+        RouteDoc(
+            operation_id="listBans",
+            scope=_READ,
+            query=(*_SUBJECT, CURSOR, LIMIT),
+            answer=BansAnswer,
+            answer_examples=examples.BANS_ANSWER,
+            problems=(InvalidRequestError, StoreUnavailableError),
+        )
+    ),
+)
+async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Show who may not be issued a token now, for which stage, and until when."""
+    service = service_of(request)
+    authorize(request, service, _READ)
+    query = query_of(request, {**_SUBJECT_PARSERS, **PAGE}, "a list of bans")
+    limit = query.get("limit", DEFAULT_LIMIT)
+    found = await service.revocations.standing_bans(
+        stage_arn=query.get("stageArn"),
+        user_id=query.get("userId"),
+        participant_id=query.get("participantId"),
+        after=query.get("cursor", ""),
+        limit=limit + 1,
+    )
+    page = [BanAnswer.of(one) for one in found[:limit]]
+    return _answered(BansAnswer(page, page[-1].ban_id if len(found) > limit else None))
+
+
+@get(
+    "/v1/bans/{ban_id:str}",
+    summary="Show one ban",
+    opt=documented(
+        RouteDoc(
+            operation_id="getBan",
+            scope=_READ,
+            answer=BanAnswer,
+            problems=(NotFoundError, StoreUnavailableError),
+        )
+    ),
+)
+async def get_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Show a ban; one that has ended or was lifted is still known for a day."""
+    service = service_of(request)
+    authorize(request, service, _READ)
+    return _answered(
+        BanAnswer.of(await service.revocations.find_ban(request.path_params["ban_id"]))
+    )
+
+
+@delete(
+    "/v1/bans/{ban_id:str}",
+    status_code=200,
+    summary="Lift one ban",
+    opt=documented(
+        RouteDoc(
+            operation_id="liftBan",
+            scope=_WRITE,
+            answer=BanAnswer,
+            problems=(NotFoundError, StoreUnavailableError),
+        )
+    ),
+)
+async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Lift a ban, on every replica within a second; one that was lifted before stays so.
+
+    Whoever was disconnected needs a new participant: IVS takes no token under the old id again.
+    """
+    service = service_of(request)
+    authorize(request, service, _WRITE)
+    return _answered(BanAnswer.of(await service.revocations.lift(request.path_params["ban_id"])))
+
+
+@delete(
+    "/v1/bans",
+    status_code=200,
+    summary="Lift every ban of a user, a participant, or a stage",
+    opt=documented(
+        RouteDoc(
+            operation_id="liftBans",
+            scope=_WRITE,
+            query=(
+                *_SUBJECT,
+                {
+                    "name": "everybody",
+                    "required": False,
+                    "description": "`true` with `stageArn` alone: the bans of the stage itself.",
+                    "schema": {"type": "boolean"},
+                },
+            ),
+            answer=LiftedBans,
+            problems=(InvalidRequestError, StoreUnavailableError),
+        )
+    ),
+)
+async def lift_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Lift the bans of exactly what is named, as it is named to `POST /v1/bans`.
+
+    A user's bans on a stage are not those of the user everywhere, nor those of the stage.
+    """
+    service = service_of(request)
+    authorize(request, service, _WRITE)
+    query = query_of(
+        request, {**_SUBJECT_PARSERS, "everybody": parse_flag("everybody")}, "a lift of bans"
+    )
+    subject = parse_ban_subject(query, regions=service.regions)
+    lifted = await service.revocations.lift_of(
+        stage_arn=subject.stage_arn,
+        user_id=subject.user_id,
+        participant_id=subject.participant_id,
+    )
+    answer = [BanAnswer.of(one) for one in lifted]
+    return _answered(LiftedBans(answer, complete=len(answer) < MAX_LIFTED))
+
+
+REVOCATION_ROUTES: Final = (
+    disconnect,
+    get_disconnect,
+    ban,
+    list_bans,
+    get_ban,
+    lift_ban,
+    lift_bans,
+)
+
+
+def _answered(
+    answer: msgspec.Struct, status: int = 200, location: str | None = None
+) -> ASGIResponse:
+    headers = {} if location is None else {"location": location}
+    return ASGIResponse(body=_encode(answer), status_code=status, media_type=_JSON, headers=headers)
