@@ -14,6 +14,7 @@ import pytest
 
 from tests.http.support import OTHER_REGION, Service, problem_in, stage_arn
 from tests.http.test_mint import claims_of
+from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
 
 
@@ -140,9 +141,8 @@ async def test_no_step_of_a_batch_holds_the_loop_for_longer_than_a_slice(
     ):
         clock.charge(monkeypatch, f"{module}.{name}", work)
     installed = _installed(service)
-    issuer = installed.issuer
-    sign = issuer.sign
-    monkeypatch.setattr(issuer, "sign", lambda *given: clock.spend(work) or sign(*given))
+    sign = TokenIssuer.sign
+    monkeypatch.setattr(TokenIssuer, "sign", lambda *given: clock.spend(work) or sign(*given))
     _install(service, dataclasses.replace(installed, new_slices=lambda: LoopSlices(clock.read)))
     turns: list[float] = []
 
