@@ -9,6 +9,7 @@ import pytest
 
 from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE
 from tokensvc.errors import (
+    BannedError,
     IdempotencyConflictError,
     InvalidRequestError,
     IvsRejectedError,
@@ -100,6 +101,37 @@ async def test_every_token_of_a_key_whatever_its_kind(replica, ivs):
     await replica.work()
     assert await states(replica, accepted) == dict.fromkeys(("p1", "p2", "c1"), "disconnected")
     assert ivs.calls_of("RevokeConnectionToken") == ["c1"]
+
+
+async def test_a_ban_that_comes_with_a_kick_holds_when_the_kick_is_answered(replica):
+    for ask in (
+        DisconnectAsk.of_user(STAGE, "alice", ban=60),
+        DisconnectAsk.of_participant(STAGE, "p1", ban=60),
+        DisconnectAsk.of_stage(OTHER_STAGE, ban=0),
+    ):
+        accepted = await kick(replica, ask)
+        stored = await replica.ban_store.get(accepted.ban_id)
+        assert stored.until == (NOW + 60 if ask.ban else None)
+    for user, stage, token in (
+        ("alice", STAGE, "p0"),
+        ("bob", STAGE, "p1"),
+        ("x", OTHER_STAGE, "p2"),
+    ):
+        with pytest.raises(BannedError):
+            await replica.issue(token, user, stage)
+
+
+async def test_whom_ivs_lists_late_as_connected_is_not_called_again(replica, ivs):
+    ivs.join(STAGE, "p1", "alice")
+    listed = dict(ivs.connected)
+    accepted = await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=0))
+    await replica.work(rounds=2)
+    ivs.connected.update(listed)
+    replica.time.now += SETTLE_SECONDS
+    await replica.work(rounds=2)
+    assert ivs.lists == 2
+    assert ivs.calls_of("DisconnectParticipant") == ["p1"]
+    assert await states(replica, accepted) == {"p1": "disconnected"}
 
 
 async def test_two_requests_for_one_participant_share_one_call(replica, ivs):

@@ -9,7 +9,7 @@ Calls are made in the order of their rank: whoever is connected first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -99,7 +99,6 @@ class DueCall:
 
 
 _DUE_COLUMNS: Final = tuple(calls.c[name] for name in DueCall.__dataclass_fields__)
-_DONE_FOR_GOOD: Final = frozenset({"disconnected", "failed"})
 
 
 class DisconnectStore:
@@ -370,7 +369,7 @@ def _enqueue(
     connection: Connection, request: Disconnect, found: Sequence[NewCall], now: float
 ) -> None:
     handled = _handled(connection, request, [call.target_id for call in found])
-    wanted = [call for call in found if not _is_settled(call, handled)]
+    wanted = [call for call in found if call.identity not in handled]
     if not wanted:
         return
     insert_absent(
@@ -428,10 +427,10 @@ def _enqueue(
 
 def _handled(
     connection: Connection, request: Disconnect, target_ids: Collection[str]
-) -> Mapping[tuple[str, str, str], str]:
-    """Return what became of those of a request's calls that are over."""
+) -> set[tuple[str, str, str]]:
+    """Return those of a request's calls that are over; IVS may list who was disconnected for a while."""
     query = (
-        select(calls.c.operation, calls.c.stage_arn, calls.c.target_id, calls.c.state)
+        select(calls.c.operation, calls.c.stage_arn, calls.c.target_id)
         .join(members, members.c.call_id == calls.c.call_id)
         .where(
             members.c.disconnect_id == request.disconnect_id,
@@ -440,17 +439,9 @@ def _handled(
         )
     )
     return {
-        (operation, stage_arn, target_id): state
-        for operation, stage_arn, target_id, state in connection.execute(query)
+        (operation, stage_arn, target_id)
+        for operation, stage_arn, target_id in connection.execute(query)
     }
-
-
-def _is_settled(call: NewCall, handled: Mapping[tuple[str, str, str], str]) -> bool:
-    state = handled.get(call.identity)
-    if state is None:
-        return False
-    # Who was not connected and is now is a new case; who was disconnected is only listed late.
-    return state in _DONE_FOR_GOOD or call.rank != CONNECTED
 
 
 def _pending(call: DueCall) -> Any:
