@@ -63,12 +63,21 @@ class KeyOperations:
         """Return what this process last found in `region`; None where it never looked."""
         return self._manager.status(region)
 
-    async def keys(self) -> KeysAnswer:
-        """Describe the whole ring; raises StoreUnavailableError."""
+    async def keys(self, *, look: bool = False) -> KeysAnswer:
+        """Describe the whole ring; raises StoreUnavailableError.
+
+        With `look`, IVS is asked how the Regions stand, instead of telling what was last found.
+        """
         rings = await self._rings.load_all()
+        stands = [
+            await self._look(region) if look else self.status(region) for region in self._regions
+        ]
         return KeysAnswer(
             keys=[await self._describe(ring, key.key_id) for ring in rings for key in ring.keys],
-            regions=[describe_region(region, self.status(region)) for region in self._regions],
+            regions=[
+                describe_region(region, status)
+                for region, status in zip(self._regions, stands, strict=True)
+            ],
             not_signing=not_signing(self._regions, self._ring.view()),
         )
 
@@ -76,20 +85,50 @@ class KeyOperations:
         """Describe one key; raises NotFoundError and StoreUnavailableError."""
         return await self._describe(await self._ring_of(key_id), key_id)
 
+    def wanted(self, region: str | None) -> tuple[str, ...]:
+        """Return `region`, or every Region; raises InvalidRequestError for one that is not served."""
+        if region is None:
+            return self._regions
+        if region not in self._regions:
+            known = ", ".join(self._regions)
+            detail = f"is not a Region of this service: {known}"
+            raise InvalidRequestError(
+                f"region: {detail}", errors=(FieldError("region", "not_served", detail, known),)
+            )
+        return (region,)
+
     async def rotate(self, region: str | None = None) -> RotationsAnswer:
         """Replace the ACTIVE key of `region`, or of every Region, as far as that can be now.
 
         What goes wrong in a Region is in its answer, and holds up no other. Raises
         InvalidRequestError for a Region that is not served, and StoreUnavailableError.
         """
-        if region is not None and region not in self._regions:
-            known = ", ".join(self._regions)
-            detail = f"is not a Region of this service: {known}"
-            raise InvalidRequestError(
-                f"region: {detail}", errors=(FieldError("region", "not_served", detail, known),)
-            )
-        wanted = self._regions if region is None else (region,)
-        return RotationsAnswer(list(await asyncio.gather(*map(self._rotate, wanted))))
+        regions = map(self.rotate_region, self.wanted(region))
+        return RotationsAnswer(list(await asyncio.gather(*regions)))
+
+    async def rotate_region(
+        self, region: str, *, unless_replaced: str | None = None
+    ) -> RotationAnswer:
+        """Replace the ACTIVE key of one Region, as far as that can be now.
+
+        With `unless_replaced`, a key id, only while that key is the ACTIVE one. Raises
+        StoreUnavailableError; what else goes wrong is in the answer.
+        """
+        before = (await self._rings.load(region)).active
+        old = None if before is None else before.key_id
+        if unless_replaced not in (None, old):
+            return await self._answer(region, unless_replaced, await self._look(region))
+        try:
+            status = await self._manager.rotate(region)
+        except TokenServiceError as error:
+            status = self._failed(region, "Rotate", error)
+        return await self._answer(region, old, status)
+
+    async def rotate_if_due(self, region: str) -> RotationAnswer:
+        """Take every step that is due in a Region; raises StoreUnavailableError."""
+        before = (await self._rings.load(region)).active
+        status = await self._manager.tick(region)
+        return await self._answer(region, None if before is None else before.key_id, status)
 
     async def invalidate(
         self,
@@ -141,19 +180,10 @@ class KeyOperations:
             disconnect=queued,
         )
 
-    async def _rotate(self, region: str) -> RotationAnswer:
-        before = (await self._rings.load(region)).active
-        try:
-            status = await self._manager.rotate(region)
-        except TokenServiceError as error:
-            problem = Problem("Rotate", error.code, error.detail, error.retry_after)
-            status = RegionStatus(
-                region, self._clock(), "rotate again", blocked=True, problems=(problem,)
-            )
+    async def _answer(self, region: str, old: str | None, status: RegionStatus) -> RotationAnswer:
         await self._ring.refresh(reload=True)
-        after = (await self._rings.load(region)).active
-        old = None if before is None else before.key_id
-        new = None if after is None else after.key_id
+        active = (await self._rings.load(region)).active
+        new = None if active is None else active.key_id
         return RotationAnswer(
             region=region,
             rotated=new is not None and new != old,
@@ -161,6 +191,16 @@ class KeyOperations:
             active_key_id=new,
             status=describe_region(region, status),
         )
+
+    async def _look(self, region: str) -> RegionStatus:
+        try:
+            return await self._manager.look(region)
+        except TokenServiceError as error:
+            return self._failed(region, "Look", error)
+
+    def _failed(self, region: str, step: str, error: TokenServiceError) -> RegionStatus:
+        problem = Problem(step, error.code, error.detail, error.retry_after)
+        return RegionStatus(region, self._clock(), "try again", blocked=True, problems=(problem,))
 
     async def _recover(self, region: str) -> None:
         try:

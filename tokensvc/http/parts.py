@@ -55,6 +55,7 @@ class Parts:
     """What one process works with; belongs to one event loop."""
 
     regions: tuple[str, ...]
+    ring_id: str
     clock: Callable[[], float]
     engine: AsyncEngine
     ledger: Ledger
@@ -168,6 +169,7 @@ async def open_parts(
         await desk.bans.refresh()
         yield Parts(
             regions=regions,
+            ring_id=settings.ring_id,
             clock=clock,
             engine=engine,
             ledger=ledger,
