@@ -7,6 +7,7 @@ import click
 from tokensvc.cli.callers import callers
 from tokensvc.cli.database import db
 from tokensvc.cli.dev import dev
+from tokensvc.cli.disconnect import bans, disconnect
 from tokensvc.cli.emulator import emulator
 from tokensvc.cli.keys import keys
 from tokensvc.cli.policy import policy
@@ -31,7 +32,19 @@ def cli() -> None:
     configure_logging("warning", "console")
 
 
-for _command in (callers, db, dev, emulator, keys, policy, serve, settings, token):
+for _command in (
+    bans,
+    callers,
+    db,
+    dev,
+    disconnect,
+    emulator,
+    keys,
+    policy,
+    serve,
+    settings,
+    token,
+):
     cli.add_command(_command)
 
 
