@@ -67,7 +67,7 @@ async def test_the_refusal_names_the_ban_and_its_end(replica):
         replica.bans.admit(STAGE_TEXT, "alice")
     assert made.ban_id in refused.value.detail
     assert "2027-01-15T08:01:00+00:00" in refused.value.detail
-    assert refused.value.context == {"ban_id": made.ban_id, "until": NOW + 60}
+    assert (refused.value.ban_id, refused.value.until) == (made.ban_id, NOW + 60)
 
 
 async def test_of_two_bans_the_longer_one_is_named_and_its_end_is_exact(replica, time):

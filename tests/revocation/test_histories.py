@@ -110,7 +110,7 @@ class Histories(RuleBasedStateMachine):
         try:
             self.run(self.replicas[at].issue(token.token_id, user, stage, ttl))
         except BannedError as refused:
-            assert refused.context["ban_id"] in {
+            assert refused.ban_id in {
                 b.ban_id for b in self.bans if b.hits(user, stage, self.time.now)
             }
         else:
