@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Test files are shared out among this many processes.
+TEST_PROCESSES ?= 2
+
 # What is installed depends on the lock and on nothing of the caller's environment.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -47,7 +50,7 @@ check: $(VENV)/.dev ## format, lint, types, import layers, dependency audit
 .PHONY: test
 test: $(VENV)/.dev ## install what the tests need (Chromium, Node) and run every test
 	@.ci/ensure-browser
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: bench
 bench: $(VENV)/.dev ## measure signatures and mints on this machine
