@@ -173,7 +173,8 @@ def _print_invalidation(answer: InvalidationAnswer) -> None:
     would = "would be " if answer.dry_run else ""
     done = "deleted at IVS" if answer.deleted or answer.dry_run else "not yet deleted at IVS"
     click.echo(f"{answer.region}: key {answer.key_id} ({answer.phase}) {would}{done}")
-    signs = answer.successor if answer.dry_run else answer.active_key_id
+    signed = answer.phase == "ACTIVE"
+    signs = answer.successor if answer.dry_run and signed else answer.active_key_id
     click.echo(f"  then signs: {signs or 'nothing; tokens come from CreateParticipantToken'}")
     click.echo(
         f"  living tokens that cannot join any more: {answer.living_tokens}, the last until"

@@ -11,6 +11,8 @@ import click
 
 from tokensvc.errors import (
     IvsError,
+    IvsNotFoundError,
+    IvsRejectedError,
     KmsError,
     RingConflictError,
     StoreUnavailableError,
@@ -35,6 +37,7 @@ EXIT_CODES: Final = (
 T = TypeVar("T")
 
 _PASSING: Final = (IvsError, KmsError, RingConflictError, StoreUnavailableError)
+_REFUSALS: Final = (IvsNotFoundError, IvsRejectedError)
 
 
 def with_parts(work: Callable[[Parts], Awaitable[T]]) -> T:
@@ -54,6 +57,8 @@ def with_parts(work: Callable[[Parts], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except _PASSING as error:
+        if isinstance(error, _REFUSALS):
+            raise
         raise _Failed(error) from error
 
 
