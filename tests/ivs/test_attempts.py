@@ -238,3 +238,23 @@ async def test_tokens_that_hang_do_not_hold_up_a_kick(ivs: ScriptedIvs) -> None:
     hanging.cancel()
     ivs.released.set()
     await gateway.aclose()
+
+
+def kick(gateway: BotoIvsGateway) -> Awaitable[object]:
+    stage = StageArn(REGION, "123456789012", "abc")
+    return gateway.disconnect_participant(REGION, stage_arn=str(stage), participant_id="p-1")
+
+
+def revoke(gateway: BotoIvsGateway) -> Awaitable[object]:
+    return gateway.revoke_connection_token(REGION, "c-1")
+
+
+@pytest.mark.parametrize("call", [kick, revoke])
+async def test_a_kick_is_one_attempt_since_its_worker_counts_and_repeats(
+    ivs: ScriptedIvs, call: Call
+) -> None:
+    ivs.will(answer(503, {}), answer(200, {}))
+    async with gateway_to(ivs.url) as gateway:
+        with pytest.raises(IvsUnavailableError):
+            await call(gateway)
+    assert len(ivs.requests) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ivs.support import REGION, without_waiting
 from tokensvc.errors import ConfigurationError, IvsThrottledError
-from tokensvc.ivs.budgets import CALLS_PER_SECOND, CallBudgets, Operation
+from tokensvc.ivs.budgets import CALLS_PER_SECOND, UNDIVIDED, CallBudgets, Operation
 
 
 async def _passes(budgets: CallBudgets, calls: int, operation: Operation) -> list[float | None]:
@@ -151,7 +151,7 @@ def test_never_more_than_the_rate_and_one_burst(
         return passed
 
     passed = without_waiting(scene())
-    rate = CALLS_PER_SECOND[operation] * share
+    rate = CALLS_PER_SECOND[operation] * (1.0 if operation in UNDIVIDED else share)
     for first, start in enumerate(passed):
         for last in range(first, len(passed)):
             allowed = max(1.0, rate) + rate * (passed[last] - start)

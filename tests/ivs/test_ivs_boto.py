@@ -435,8 +435,8 @@ async def test_a_participant_that_cannot_be_read_is_refused(
     assert caught.value.context["operation"] == "ListParticipants"
 
 
-async def test_disconnect_participant(gateway: BotoIvsGateway, stub: Stubber) -> None:
-    stub.add_response(
+async def test_disconnect_participant(gateway: BotoIvsGateway, stub_once: Stubber) -> None:
+    stub_once.add_response(
         "disconnect_participant",
         {},
         {"stageArn": str(STAGE), "participantId": "p-1", "reason": "spam"},
@@ -446,8 +446,8 @@ async def test_disconnect_participant(gateway: BotoIvsGateway, stub: Stubber) ->
     )
 
 
-async def test_revoke_connection_token(gateway: BotoIvsGateway, stub: Stubber) -> None:
-    stub.add_response("revoke_connection_token", {}, {"tokenId": "c-1"})
+async def test_revoke_connection_token(gateway: BotoIvsGateway, stub_once: Stubber) -> None:
+    stub_once.add_response("revoke_connection_token", {}, {"tokenId": "c-1"})
     await gateway.revoke_connection_token(REGION, "c-1")
 
 

@@ -203,6 +203,8 @@ class BotoIvsGateway:
                 stageArn=stage_arn, participantId=participant_id, reason=reason
             ),
             answers.nothing,
+            # Whoever kicks repeats it, and counts: an attempt that botocore adds goes over the quota.
+            repeatable=False,
         )
 
     async def revoke_connection_token(self, region: str, token_id: str) -> None:
@@ -212,6 +214,7 @@ class BotoIvsGateway:
             region,
             lambda client: client.revoke_connection_token(tokenId=token_id),
             answers.nothing,
+            repeatable=False,
         )
 
     async def aclose(self) -> None:

@@ -6,7 +6,8 @@ turn, briefly and in a line of bounded length; then it is refused, so that a bur
 answers and not a queue.
 
 The budgets are those of one process. Processes and replicas that share an AWS account divide the
-quota among them with `share`. A retry that botocore makes by itself is not counted.
+quota among them with `share`; but for the operations of `UNDIVIDED`, which the one process that holds
+the Region's lease makes for all of them. A retry that botocore makes by itself is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from aiolimiter import AsyncLimiter
 
 from tokensvc.errors import ConfigurationError, IvsThrottledError
 
-__all__ = ["CALLS_PER_SECOND", "DEFAULT_MAX_WAIT_SECONDS", "CallBudgets", "Operation"]
+__all__ = ["CALLS_PER_SECOND", "DEFAULT_MAX_WAIT_SECONDS", "UNDIVIDED", "CallBudgets", "Operation"]
 
 Operation: TypeAlias = Literal[
     "CreateParticipantToken",
@@ -52,6 +53,11 @@ CALLS_PER_SECOND: Final[Mapping[Operation, int]] = {
 
 None is published for RevokeConnectionToken: 5 is what the like DisconnectParticipant has.
 """
+
+UNDIVIDED: Final[frozenset[Operation]] = frozenset(
+    {"DisconnectParticipant", "RevokeConnectionToken"}
+)
+"""Operations that one process at a time makes for all replicas (`revocation/worker.py`)."""
 
 DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 
@@ -89,7 +95,8 @@ class CallBudgets:
         """
         line = self._lines.get((operation, region))
         if line is None:
-            line = _Line(CALLS_PER_SECOND[operation] * self._share, self._max_wait)
+            share = 1.0 if operation in UNDIVIDED else self._share
+            line = _Line(CALLS_PER_SECOND[operation] * share, self._max_wait)
             self._lines[operation, region] = line
         if not await line.pass_through():
             raise IvsThrottledError(
