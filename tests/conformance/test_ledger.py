@@ -19,7 +19,6 @@ from tokensvc.errors import (
 )
 from tokensvc.ledger import (
     Claim,
-    DrainMarks,
     IdempotencyStore,
     Ledger,
     LedgerJanitor,
@@ -27,7 +26,6 @@ from tokensvc.ledger import (
     idempotency_ref,
     mark_disconnected,
 )
-from tokensvc.ledger.writer import MAX_RECORD_SECONDS
 from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions, open_transactions
 from tokensvc.tokens.claims import StageEndpoints
@@ -174,21 +172,11 @@ async def test_a_cursor_belongs_to_its_filter(writer, ledger):
         await ledger.living(NOW, user_id="alice", cursor=cursor)
 
 
-async def test_the_drain_mark_is_the_latest_expiry_and_settles_when_no_row_can_come(writer, ledger):
+async def test_the_latest_expiry_of_a_key_is_that_of_all_its_tokens(writer, ledger):
     await writer.record([row(exp=NOW + 50), row(exp=NOW + 900), row(key_id="k2", exp=NOW + 9000)])
-    marks = DrainMarks(ledger, durability="durable", longest_ttl=1e6)
-    early = await marks.read("k1", stopped_signing_at=NOW, now=NOW + MAX_RECORD_SECONDS)
-    late = await marks.read("k1", stopped_signing_at=NOW, now=NOW + MAX_RECORD_SECONDS + 1)
-    assert (early.latest_expiry, early.settled) == (NOW + 900, False)
-    assert (late.latest_expiry, late.settled) == (NOW + 900, True)
-    assert (await marks.read("unused", stopped_signing_at=NOW, now=NOW)).latest_expiry is None
-
-
-async def test_where_rows_may_be_lost_the_drain_mark_is_the_longest_life(writer, ledger):
-    await writer.record([row(exp=NOW + 50)])
-    marks = DrainMarks(ledger, durability="relaxed", longest_ttl=600.5)
-    assert (await marks.read("k1", stopped_signing_at=NOW, now=NOW)).latest_expiry == NOW + 601
-    assert (await marks.read("k2", stopped_signing_at=NOW, now=NOW)).latest_expiry == NOW + 601
+    await writer.record([row(exp=NOW + 60)])
+    assert await ledger.latest_expiry("k1") == NOW + 900
+    assert await ledger.latest_expiry("unused") is None
 
 
 async def test_what_a_key_s_deletion_breaks_is_summed_by_stage_and_caller(writer, ledger):

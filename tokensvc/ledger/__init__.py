@@ -1,12 +1,10 @@
 """What was issued: one row for every token, whoever signed it, and never the token itself.
 
 A token leaves only after its row is committed (`writer.py`), so that every token of a user, a stage or
-a key can be found and revoked (`lookups.py`), and a key is deleted after the last token it signed has
-expired (`drain.py`). `idempotency.py` keeps what was answered to a repeated request, in the same
+a key can be found and revoked, and when the last token of a key expires is known (`lookups.py`). `idempotency.py` keeps what was answered to a repeated request, in the same
 commit as the rows. `janitor.py` deletes what has expired.
 """
 
-from tokensvc.ledger.drain import DrainMark, DrainMarks
 from tokensvc.ledger.idempotency import (
     Claim,
     IdempotencyRef,
@@ -29,8 +27,6 @@ from tokensvc.ledger.writer import MAX_RECORD_SECONDS, LedgerWriter
 __all__ = [
     "MAX_RECORD_SECONDS",
     "Claim",
-    "DrainMark",
-    "DrainMarks",
     "IdempotencyRef",
     "IdempotencyStore",
     "IssuedRecord",

@@ -172,7 +172,7 @@ class Ledger:
     async def latest_expiry(self, key_id: str) -> int | None:
         """Return the latest `exp` of all committed tokens of a key, or None.
 
-        Before a key is deleted, `drain.py` says when this is final.
+        Final once the key has stopped signing everywhere and MAX_RECORD_SECONDS have passed.
         """
         rows = await self._all("find latest expiry", latest_expiry_of(key_id))
         return int(rows[0][0]) if rows else None

@@ -9,7 +9,9 @@ a crash loses what has not been committed: what is queued and the commit under w
 about living tokens. Rows with a claim on an idempotency key wait in either mode.
 
 Nothing grows without bound: a full queue refuses with LedgerBusyError, and rows older than
-MAX_RECORD_SECONDS are refused whether or not they were committed, so that `drain.py` may rely on it.
+MAX_RECORD_SECONDS are refused whether or not they were committed: once a key has stopped signing
+everywhere, and that time has passed, no token of it can be handed out that the ledger does not hold, and
+its latest expiry is final (`keyring/drain.py`).
 """
 
 from __future__ import annotations
@@ -95,6 +97,8 @@ class LedgerWriter:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._stored_endpoints: LRUCache[str, bool] = LRUCache(maxsize=10_000)
+        self._under_way_since: float | None = None
+        self._failed_at: float | None = None
         self._counts = {"committed": 0, "commits": 0, "refused": 0, "lost": 0}
 
     @property
@@ -105,6 +109,16 @@ class LedgerWriter:
     def counts(self) -> Mapping[str, int]:
         """Return totals: rows `committed`, `refused` (their requests failed) and `lost`; `commits`."""
         return dict(self._counts)
+
+    def oldest_wait(self) -> float:
+        """Return for how many seconds the oldest row that is not committed has waited; 0 for none."""
+        queued = self._queue[0].queued_at if self._queue else None
+        since = [at for at in (queued, self._under_way_since) if at is not None]
+        return max(0.0, self._monotonic() - min(since)) if since else 0.0
+
+    def failed_ago(self) -> float | None:
+        """Return the seconds since the database last failed a commit; None after one that succeeded."""
+        return None if self._failed_at is None else max(0.0, self._monotonic() - self._failed_at)
 
     def start(self) -> None:
         """Begin to write."""
@@ -149,7 +163,11 @@ class LedgerWriter:
         while True:
             batch = self._take()
             if batch:
-                await self._commit(batch)
+                self._under_way_since = min(entry.queued_at for entry in batch)
+                try:
+                    await self._commit(batch)
+                finally:
+                    self._under_way_since = None
             elif self._closing:
                 return
             else:
@@ -182,13 +200,16 @@ class LedgerWriter:
             await self._commit(batch[:middle])
             await self._commit(batch[middle:])
         except TokenServiceError as error:
+            self._failed_at = self._monotonic()
             self._fail(batch, error)
         except Exception as error:  # noqa: BLE001 - the writer must outlive whatever one batch holds
             _log.exception("ledger_commit_failed", rows=_count(batch))
+            self._failed_at = self._monotonic()
             failure = StoreUnavailableError("The ledger could not be written.")
             failure.__cause__ = error
             self._fail(batch, failure)
         else:
+            self._failed_at = None
             self._counts["commits"] += 1
             for entry in batch:
                 self._answer(entry, late)
