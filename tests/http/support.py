@@ -18,6 +18,7 @@ from tokensvc.http.app import create_app
 from tokensvc.http.edge import Edge
 from tokensvc.ivs.gateway import IvsToken, PublicKey, PublicKeySummary, Stage, StageSummary
 from tokensvc.keyring import create_master_key
+from tokensvc.revocation.bans import REFRESH_SECONDS
 from tokensvc.settings import Settings
 from tokensvc.store import open_engine, upgrade
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -28,8 +29,8 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 6
-"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, canary."""
+LOOPS = 7
+"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary."""
 REGION_LOOPS = 4
 """The same for each Region: rotation, and the three of its disconnect worker."""
 
@@ -137,9 +138,10 @@ class Sleeper:
         await self.settled(len(self.waiting) + len(due))
 
     async def wake_copies(self) -> None:
-        """Let the copies of the ring and of the callers be renewed."""
+        """Let the copies of the ring, of the callers and of the bans be renewed."""
         await self.wake(RING_REFRESH)
         await self.wake(CALLER_REFRESH)
+        await self.wake(REFRESH_SECONDS)
 
     async def settled(self, sleepers: int) -> None:
         """Wait until so many sleep."""

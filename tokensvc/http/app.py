@@ -24,13 +24,14 @@ from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.connection_routes import CONNECTION_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
+from tokensvc.http.issued_watch import LOOK_SECONDS, IssuedWatch
 from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.key_watch import KeyWatch
 from tokensvc.http.ledger_routes import LEDGER_ROUTES
 from tokensvc.http.openapi import publish, schema
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
-from tokensvc.http.readiness import CANARY_SECONDS, Readiness
+from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
 from tokensvc.http.token_routes import TOKEN_ROUTES
@@ -99,8 +100,12 @@ def create_app(
         watch = KeyWatch(
             parts.regions, view=parts.ring.view, status=parts.manager.status, clock=clock
         )
+        issued = _issued_watch(parts)
         metrics.watch(watch)
-        readiness = _readiness(settings, parts, metrics, watch)
+        metrics.watch(issued)
+        readiness = _readiness(
+            settings, parts, metrics, lambda: [*issued.checks(), *watch.checks()]
+        )
         await readiness.sign_canaries()
         _watch(parts, metrics)
         install(app.state, _service(settings, parts, readiness, metrics))
@@ -119,6 +124,7 @@ def create_app(
             *(worker.run() for worker in parts.desk.workers),
             every(SWEEP_SECONDS, janitor.sweep, name="ledger janitor", sleep=sleep),
             every(TIDY_SECONDS, parts.desk.revocations.tidy, name="revocations", sleep=sleep),
+            every(LOOK_SECONDS, issued.look, name="disconnect queue", sleep=sleep),
             every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
         ]
         if tend_keys:
@@ -176,13 +182,27 @@ def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Me
     )
 
 
-def _readiness(settings: Settings, parts: Parts, metrics: Metrics, watch: KeyWatch) -> Readiness:
+def _issued_watch(parts: Parts) -> IssuedWatch:
+    workers = dict(zip(parts.regions, parts.desk.workers, strict=True))
+    return IssuedWatch(
+        parts.regions,
+        writer=parts.writer,
+        bans=parts.desk.bans,
+        queues=parts.desk.disconnects,
+        calls=lambda: {region: worker.counts() for region, worker in workers.items()},
+        clock=parts.clock,
+    )
+
+
+def _readiness(
+    settings: Settings, parts: Parts, metrics: Metrics, others: Callable[[], list[Check]]
+) -> Readiness:
     return Readiness(
         regions=parts.regions,
         view=parts.ring.view,
         ring_age=parts.ring.age,
         ring_refresh=settings.ring_refresh,
-        key_checks=watch.checks,
+        other_checks=others,
         callers_age=parts.callers.age,
         caller_refresh=settings.caller_refresh,
         metrics=metrics,
@@ -194,6 +214,7 @@ def _watch(parts: Parts, metrics: Metrics) -> None:
     stages = parts.stages
     metrics.watch_age("ring", parts.ring.age)
     metrics.watch_age("callers", parts.callers.age)
+    metrics.watch_age("bans", parts.desk.bans.age)
     metrics.watch_age("stages", lambda: stages.oldest_age(parts.clock()))
     metrics.watch_lookups(
         lambda: {

@@ -58,6 +58,7 @@ class Desk:
     bans: BanList
     ban_store: BanStore
     revocations: Revocations
+    disconnects: DisconnectStore
     workers: tuple[DisconnectWorker, ...]
 
 
@@ -109,7 +110,7 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
         idempotency_window=settings.idempotency_window,
         retention=settings.ledger_retention,
     )
-    return Desk(tokens, fallback, bans, ban_store, revocations, workers)
+    return Desk(tokens, fallback, bans, ban_store, revocations, disconnects, workers)
 
 
 def _workers(

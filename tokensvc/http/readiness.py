@@ -63,7 +63,7 @@ class Readiness:
         view: Callable[[], RingView],
         ring_age: Callable[[], float],
         ring_refresh: float,
-        key_checks: Callable[[], list[Check]],
+        other_checks: Callable[[], list[Check]],
         callers_age: Callable[[], float],
         caller_refresh: float,
         metrics: Metrics,
@@ -73,7 +73,7 @@ class Readiness:
         self._view = view
         self._ring_age = ring_age
         self._max_ring_age = max(_MIN_AGE_SECONDS, _ROUNDS * ring_refresh)
-        self._key_checks = key_checks
+        self._other_checks = other_checks
         self._callers_age = callers_age
         self._max_callers_age = max(_MIN_AGE_SECONDS, _ROUNDS * caller_refresh)
         self._metrics = metrics
@@ -105,7 +105,7 @@ class Readiness:
         signing = [self._signing(region) for region in self._regions]
         any_signs = any(check.ok for check in signing)
         none = Check("signing", any_signs, True, _SIGNING[any_signs])
-        return [store, *ages, none, *signing, *self._key_checks()]
+        return [store, *ages, none, *signing, *self._other_checks()]
 
     def _canary(self, view: RingView, region: str) -> _Canary:
         now = self._clock()

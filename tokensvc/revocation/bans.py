@@ -201,6 +201,11 @@ class BanList:
                     _log.info("bans_refreshed_again")
                 failing = False
 
+    @property
+    def max_age(self) -> float:
+        """How old, in seconds, the list may be before nobody is admitted."""
+        return self._max_age
+
     def age(self) -> float:
         """Return the seconds since the store was last read; infinity if it never was."""
         return max(0.0, self._clock() - self._read_at)

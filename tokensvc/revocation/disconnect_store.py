@@ -42,6 +42,7 @@ __all__ = [
     "DueCall",
     "NewCall",
     "Operation",
+    "QueueState",
 ]
 
 Operation: TypeAlias = Literal["disconnect", "revoke"]
@@ -80,6 +81,19 @@ class NewCall:
     def identity(self) -> tuple[str, str, str]:
         """What two pending calls must not have in common."""
         return (self.operation, self.stage_arn, self.target_id)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A Region's queue: calls to be made, and those that wait for a participant to appear.
+
+    `oldest_at` is when the oldest request with something still to be made came, Unix seconds; requests
+    that only wait do not count.
+    """
+
+    due: int
+    waiting: int
+    oldest_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +286,28 @@ class DisconnectStore:
             .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank < WAITING)
         )
         return int((await self._all(query))[0][0])
+
+    async def queue_state(self, region: str) -> QueueState:
+        """Return how much is to be done in a Region, and since when."""
+        of_region = (calls.c.region == region, calls.c.state == "pending")
+        waits = (calls.c.rank == WAITING).label("waits")
+        counted: Any = select(waits, func.count().label("number")).where(*of_region).group_by(waits)
+        counts = {bool(row.waits): int(row.number) for row in await self._all(counted)}
+        of_calls = (
+            select(func.min(disconnects.c.created_at))
+            .join(members, members.c.disconnect_id == disconnects.c.disconnect_id)
+            .join(calls, calls.c.call_id == members.c.call_id)
+            .where(*of_region, calls.c.rank < WAITING)
+        )
+        # A first sweep is due at once; those after it are looks back.
+        of_sweeps = select(func.min(disconnects.c.created_at)).where(
+            disconnects.c.region == region,
+            disconnects.c.next_sweep_at.is_not(None),
+            disconnects.c.sweeps == 0,
+        )
+        oldest = [(await self._all(query))[0][0] for query in (of_calls, of_sweeps)]
+        moments = [moment for moment in oldest if moment is not None]
+        return QueueState(counts.get(False, 0), counts.get(True, 0), min(moments, default=None))
 
     async def progress(
         self, disconnect_id: str, *, now: float, cursor: str | None = None, limit: int = 100

@@ -13,7 +13,8 @@ ledger what was issued, and adds calls. Where a ban stands there is a second swe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -131,6 +132,11 @@ class DisconnectWorker:
         self._next_call_at = 0.0
         self._line = asyncio.Lock()
         self._woken = asyncio.Event()
+        self._counts: Counter[str] = Counter()
+
+    def counts(self) -> Mapping[str, int]:
+        """Return how many calls ended how: `taken`, `not_connected`, or with which error code."""
+        return dict(self._counts)
 
     async def run(self) -> NoReturn:
         """Work until cancelled; then let the next holder in."""
@@ -325,13 +331,16 @@ class DisconnectWorker:
         try:
             await self._ask_ivs(call)
         except IvsNotFoundError as error:
+            self._counts["not_connected"] += 1
             await self._not_connected(call, attempts, error)
         except IvsRejectedError as error:
+            self._counts[error.code] += 1
             self._log_failure(call, attempts, error)
             await self._store.settle(
                 call, "failed", attempts=attempts, error=error.code, now=self._times.clock()
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, the call is tried again
+            self._counts[_code(error)] += 1
             if isinstance(error, IvsThrottledError):
                 # Somebody else spends the quota, too: give it time to fill.
                 pause = min(max(error.retry_after or 0.0, HANDOVER_SECONDS), 10.0)
@@ -339,6 +348,7 @@ class DisconnectWorker:
             self._log_failure(call, attempts, error)
             await self._put_off(call, attempts, _code(error))
         else:
+            self._counts["taken"] += 1
             await self._store.settle(
                 call, "disconnected", attempts=attempts, error=None, now=self._times.clock()
             )

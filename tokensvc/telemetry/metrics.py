@@ -87,7 +87,7 @@ class Metrics:
         )
         self._ages = Gauge(
             "tokensvc_view_age_seconds",
-            "Seconds since a view (ring, callers) was last read from the store.",
+            "Seconds since a view (ring, callers, bans, stages) was last read from the store.",
             ["view"],
             registry=self.registry,
         )
