@@ -1,8 +1,9 @@
 """What was issued: one row for every token, whoever signed it, and never the token itself.
 
 A token leaves only after its row is committed (`writer.py`), so that every token of a user, a stage or
-a key can be found and revoked, and when the last token of a key expires is known (`lookups.py`). `idempotency.py` keeps what was answered to a repeated request, in the same
-commit as the rows. `janitor.py` deletes what has expired.
+a key can be found and revoked, and it is known when the last token of a key expires (`lookups.py`).
+`idempotency.py` keeps what was answered to a repeated request, in the same commit as the rows.
+`janitor.py` deletes what has expired.
 """
 
 from tokensvc.ledger.idempotency import (
