@@ -23,6 +23,7 @@ __all__ = [
     "FieldError",
     "ForbiddenError",
     "IdempotencyConflictError",
+    "IdentityProviderError",
     "InvalidRequestError",
     "IvsAccessDeniedError",
     "IvsConflictError",
@@ -126,6 +127,14 @@ class UnauthenticatedError(TokenServiceError):
     code = "unauthenticated"
     status = 401
     title = "Unauthenticated"
+
+
+class IdentityProviderError(TokenServiceError):
+    """The OIDC issuer's keys cannot be had, so its tokens cannot be checked; API keys still can."""
+
+    code = "identity_provider_unavailable"
+    status = 503
+    title = "Identity provider unavailable"
 
 
 class PolicyDeniedError(TokenServiceError):
