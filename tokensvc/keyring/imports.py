@@ -10,7 +10,7 @@ nothing here imports twice because it was impatient.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -66,15 +66,15 @@ class ImportedKeys:
         """Return every public key of the Region, whoever owns it."""
         return tuple(await self._gateway.list_public_keys(region))
 
-    async def arn_of(self, key: KeyRecord, owner: str) -> str:
+    async def arn_of(self, key: KeyRecord, owner: str, listed: Iterable[PublicKeySummary]) -> str:
         """Return the ARN of `key`, importing it unless an earlier attempt already did.
 
-        `owner` is the ring's.
+        `owner` is the ring's, `listed` what IVS lists, asked after any earlier attempt.
 
         Raises KeyMismatchError where a key named and tagged as this one has other material, and
         IvsError as the gateway does; after any of them the same call may be made again.
         """
-        found = await self._find(key, owner)
+        found = await self._find(key, owner, listed)
         if found is not None:
             return found
         try:
@@ -88,7 +88,7 @@ class ImportedKeys:
             # IVS has this material and did not list it yet: an earlier import whose answer was lost.
             for delay in _PROPAGATION_DELAYS_SECONDS:
                 await self._sleep(delay)
-                found = await self._find(key, owner)
+                found = await self._find(key, owner, await self.list(key.region))
                 if found is not None:
                     return found
             raise
@@ -140,11 +140,13 @@ class ImportedKeys:
             if await self.get(region, arn) is not None:
                 raise
 
-    async def _find(self, key: KeyRecord, owner: str) -> str | None:
+    async def _find(
+        self, key: KeyRecord, owner: str, listed: Iterable[PublicKeySummary]
+    ) -> str | None:
         tags = key_tags(self._ring_id, owner, key.key_id)
         arns = sorted(
             summary.arn
-            for summary in await self._gateway.list_public_keys(key.region)
+            for summary in listed
             if summary.name == key.name and tags.items() <= dict(summary.tags).items()
         )
         if not arns:

@@ -480,9 +480,10 @@ class _Walk:
         return ring, await self._observer.facts(ring, self._listed)
 
     async def take(self, taker: StepTaker, ring: RingState, step: Step) -> None:
+        listed = self._listed or ()
         if isinstance(step, Adopt | Delete | Import | Sweep):
             self._listed = None
-        await taker.take(ring, step)
+        await taker.take(ring, step, listed)
 
 
 def _name(step: Step) -> str:

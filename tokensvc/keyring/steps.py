@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from tokensvc.errors import KeyMismatchError, SealError
+from tokensvc.ivs.gateway import PublicKeySummary
 from tokensvc.keyring import phases
 from tokensvc.keyring.imports import ImportedKeys
 from tokensvc.keyring.opener import KeyOpener
@@ -71,8 +72,12 @@ class StepTaker:
         self._ring_id = ring_id
         self._clock = clock
 
-    async def take(self, ring: RingState, step: Step) -> None:
+    async def take(
+        self, ring: RingState, step: Step, listed: tuple[PublicKeySummary, ...] = ()
+    ) -> None:
         """Take `step` on `ring`, as it was loaded; taking it again after any error is safe.
+
+        `listed` is what the step was planned on; an Import finds there what was imported before.
 
         Raises IvsError, StoreUnavailableError, SealError, KeyMismatchError, and RingConflictError
         where the ring was changed meanwhile.
@@ -81,7 +86,7 @@ class StepTaker:
             case Generate():
                 await self._generate(ring)
             case Import(key):
-                await self._import(ring, key)
+                await self._import(ring, key, listed)
             case Check(key):
                 await self._check(ring, key)
             case Promote(key):
@@ -126,10 +131,12 @@ class StepTaker:
         await self._store.save(ring, (*kept, key))
         _log.info("key_generated", region=key.region, key_id=key.key_id)
 
-    async def _import(self, ring: RingState, key: KeyRecord) -> None:
+    async def _import(
+        self, ring: RingState, key: KeyRecord, listed: tuple[PublicKeySummary, ...]
+    ) -> None:
         # A half that does not open would waste one of three slots, so it is opened before.
         await self._opener.signer(key)
-        arn = await self._imported.arn_of(key, ring.owner)
+        arn = await self._imported.arn_of(key, ring.owner, listed)
         await self._save(ring, phases.stand_by(key, arn=arn, now=self._clock()))
 
     async def _check(self, ring: RingState, key: KeyRecord) -> None:
