@@ -35,6 +35,7 @@ __all__ = ["PREFIX", "SettingRow", "Settings", "describe"]
 
 PREFIX: Final = "TOKENSVC_"
 _FILE_SUFFIX: Final = "_FILE"
+_ALGORITHMS: Final = ("RS256", "ES256", "ES384", "EdDSA")
 
 Reader = Callable[[environs.Env, str], Any]
 
@@ -77,6 +78,16 @@ def _regions(env: environs.Env, name: str) -> tuple[str, ...]:
             known = ", ".join(REGIONS)
             raise environs.EnvValidationError("", [f"{region!r} has no IVS Real-Time; use {known}"])
     return tuple(dict.fromkeys(named))
+
+
+def _algorithms(env: environs.Env, name: str) -> tuple[str, ...]:
+    named = [part.strip() for part in cast("list[str]", env.list(name)) if part.strip()]
+    for algorithm in named:
+        if algorithm not in _ALGORITHMS:
+            raise environs.EnvValidationError(
+                "", [f"{algorithm!r} is not taken; use {', '.join(_ALGORITHMS)}"]
+            )
+    return tuple(dict.fromkeys(named)) or _ALGORITHMS
 
 
 def _ring_id(env: environs.Env, name: str) -> str:
@@ -260,6 +271,34 @@ class Settings:
         _number(0.1, 60),
         0.5,
         unit="seconds",
+    )
+    oidc_issuer: str | None = _setting(
+        "OIDC issuer whose tokens are taken beside API keys, as in their `iss`; none: API keys only.",
+        _http_url,
+        None,
+    )
+    oidc_audience: str = _setting(
+        "What such a token's `aud` must name; needed with an issuer.", _text, ""
+    )
+    oidc_jwks_url: str | None = _setting(
+        "Where the issuer's keys are; default: where its discovery document says.", _http_url, None
+    )
+    oidc_algorithms: tuple[str, ...] = _setting(
+        "Signature algorithms taken, comma-separated: RS256, ES256, ES384, EdDSA.",
+        _algorithms,
+        _ALGORITHMS,
+    )
+    oidc_scope_claim: str = _setting(
+        "Claim that holds the scopes: a list, or a text with spaces between them.", _text, "scope"
+    )
+    oidc_scope_prefix: str = _setting(
+        "What stands before our scopes in that claim, such as `https://tokens.example/`.", _text, ""
+    )
+    oidc_name_claim: str = _setting(
+        "Claim that names the caller, which policies and logs know as oidc:<name>.", _text, "sub"
+    )
+    oidc_leeway: float = _setting(
+        "How far the issuer's clock may be off.", _number(0, 300), 30.0, unit="seconds"
     )
     policy_file: Path | None = _setting(  # noqa: RUF009 - as above
         "File of roles and of what each caller may ask for; without one, scopes alone decide.",
