@@ -58,6 +58,17 @@ async def service(stopped: Service) -> AsyncIterator[Service]:
         yield stopped
 
 
+@pytest.fixture
+async def other(stopped: Service) -> AsyncIterator[Service]:
+    """Another replica: the same database and master key, the same IVS, memory of its own.
+
+    To be asked for together with `service`, and after it.
+    """
+    replica = Service(stopped.settings, stopped.ivs, api_keys=stopped.api_keys)
+    async with running(replica):
+        yield replica
+
+
 def _installed(folder: Path, installation: tuple[Path, dict[str, str]]) -> Service:
     source, api_keys = installation
     shutil.copytree(source, folder / "data")

@@ -16,7 +16,14 @@ from tokensvc.callers import Scope, SqlCallerStore
 from tokensvc.errors import IvsError, IvsNotFoundError, IvsQuotaExceededError
 from tokensvc.http.app import create_app
 from tokensvc.http.edge import Edge
-from tokensvc.ivs.gateway import IvsToken, PublicKey, PublicKeySummary, Stage, StageSummary
+from tokensvc.ivs.gateway import (
+    IvsToken,
+    Participant,
+    PublicKey,
+    PublicKeySummary,
+    Stage,
+    StageSummary,
+)
 from tokensvc.keyring import create_master_key
 from tokensvc.revocation.bans import REFRESH_SECONDS
 from tokensvc.settings import Settings
@@ -48,6 +55,35 @@ class FakeIvs:
     fault: IvsError | None = None
     faulty_regions: set[str] = field(default_factory=set)
     calls: Counter[str] = field(default_factory=Counter)
+    whip: str = "https://whip.example"
+    connected: dict[str, Participant] = field(default_factory=dict)
+    disconnected: list[tuple[str, str, str]] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
+
+    def join(self, participant_id: str, user_id: str | None = None) -> None:
+        """Let a participant be connected (to any stage that is asked for)."""
+        self.connected[participant_id] = Participant(
+            participant_id, user_id, "CONNECTED", published=True, first_join_time=NOW
+        )
+
+    async def list_participants(
+        self, region: str, *, stage_arn: str, user_id: str | None = None
+    ) -> list[Participant]:
+        self._called("ListParticipants", region)
+        assert stage_arn in self.stages
+        return [one for one in self.connected.values() if user_id in (None, one.user_id)]
+
+    async def disconnect_participant(
+        self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
+    ) -> None:
+        self._called("DisconnectParticipant", region)
+        if self.connected.pop(participant_id, None) is None:
+            raise IvsNotFoundError("no such participant")
+        self.disconnected.append((stage_arn, participant_id, reason))
+
+    async def revoke_connection_token(self, region: str, token_id: str) -> None:
+        self._called("RevokeConnectionToken", region)
+        self.revoked.append(token_id)
 
     def _called(self, operation: str, region: str) -> None:
         self.calls[operation] += 1
@@ -87,7 +123,7 @@ class FakeIvs:
         self._called("GetStage", region)
         if arn not in self.stages:
             raise IvsNotFoundError("no such stage")
-        endpoints = StageEndpoints("wss://events.example", f"https://whip.example/{arn[-6:]}")
+        endpoints = StageEndpoints("wss://events.example", f"{self.whip}/{arn[-6:]}")
         return Stage(arn, "", endpoints, {})
 
     async def list_stages(self, region: str) -> list[StageSummary]:
@@ -143,6 +179,12 @@ class Sleeper:
         await self.wake(CALLER_REFRESH)
         await self.wake(REFRESH_SECONDS)
 
+    def nudge(self, longest: float) -> None:
+        """Wake all that wait at most so long, and do not wait for them."""
+        for seconds, future in self.waiting:
+            if seconds <= longest and not future.done():
+                future.set_result(None)
+
     async def settled(self, sleepers: int) -> None:
         """Wait until so many sleep."""
         self._wanted = sleepers
@@ -188,6 +230,30 @@ class Service:
             content=content,
             headers={"content-type": "application/json", **self.authorization(), **named},
         )
+
+    async def delete(self, path: str, *, caller: str = "all", **query: str) -> httpx.Response:
+        assert self.client is not None
+        headers = self.authorization(caller)
+        return await self.client.delete(path, headers=headers, params=query or None)
+
+    async def until_done(self, disconnect_id: str) -> dict[str, Any]:
+        """Let time pass until a disconnect is done, and return what is told of it."""
+        for _ in range(100):
+            answer = await self.get(f"/v1/disconnects/{disconnect_id}")
+            assert answer.status_code == 200, answer.text
+            found: dict[str, Any] = answer.json()
+            if found["done"]:
+                return found
+            self.now += 0.25
+            self.sleeper.nudge(longest=4.0)
+        raise AssertionError(f"not done: {found}")
+
+    async def mint(self, **fields: object) -> dict[str, Any]:
+        """Ask for a token, of the first stage unless another is named; expect to get one."""
+        answer = await self.post("/v1/tokens", {"stageArn": stage_arn(), **fields})
+        assert answer.status_code == 201, answer.text
+        minted: dict[str, Any] = answer.json()
+        return minted
 
     async def get(self, path: str, *, caller: str | None = "all") -> httpx.Response:
         assert self.client is not None
