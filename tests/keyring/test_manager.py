@@ -336,8 +336,9 @@ async def test_a_refused_import_is_a_problem_and_is_tried_again(
 ) -> None:
     await world.manager().prepare(REGION)
     manager = world.manager()
-    world.ivs.fails("ImportPublicKey", ivs_error(kind))
+    world.ivs.fails("ImportPublicKey", ivs_error(kind), times=3)
     status = await manager.tick(REGION)
+    world.ivs.before = lambda operation: None
     assert [(problem.code, problem.detail) for problem in status.problems] == [
         (kind.code, "said by the test")
     ]
@@ -345,6 +346,17 @@ async def test_a_refused_import_is_a_problem_and_is_tried_again(
     assert manager.status(REGION) == status
     assert world.active.phase is KeyPhase.ACTIVE
     assert (await manager.tick(REGION)).healthy
+    assert world.phases() == {"ACTIVE": 1, "STANDBY": 1}
+
+
+async def test_a_throttled_call_is_made_again_when_ivs_says(world: World) -> None:
+    manager = world.manager()
+    await manager.prepare(REGION)
+    world.clock.naps.clear()
+    throttled = IvsThrottledError("too many", retry_after=2.5)
+    world.ivs.fails("ImportPublicKey", throttled, times=2)
+    assert (await manager.tick(REGION)).healthy
+    assert world.clock.naps == [2.5, 2.5]
     assert world.phases() == {"ACTIVE": 1, "STANDBY": 1}
 
 
@@ -520,11 +532,11 @@ async def test_without_a_standby_nothing_signs_until_a_new_key_is_ready(world: W
 async def test_a_delete_that_fails_is_in_the_report_and_tried_again(world: World) -> None:
     manager = await world.settled()
     bad = world.active
-    world.ivs.fails("DeletePublicKey", ivs_error(IvsThrottledError))
+    world.ivs.fails("DeletePublicKey", ivs_error(IvsUnavailableError))
     report = await manager.invalidate(REGION, bad.key_id)
     assert not report.deleted
     assert report.problem is not None
-    assert report.problem.code == "ivs_throttled"
+    assert report.problem.code == "ivs_unavailable"
     # It signs no more all the same.
     assert (await manager.load_view()).signing_key(REGION).key_id != bad.key_id
     await world.manager().tick(REGION)

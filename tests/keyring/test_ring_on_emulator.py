@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,7 @@ async def test_no_join_fails_through_rotations_under_load(here: Installation) ->
     [
         ({"kind": "drop_before"}, "ivs_unavailable"),
         ({"kind": "drop_after"}, "ivs_unavailable"),
-        ({"kind": "throttle"}, "ivs_throttled"),
+        ({"kind": "throttle", "count": 3}, "ivs_throttled"),
         ({"kind": "error", "code": "AccessDeniedException"}, "ivs_access_denied"),
         ({"kind": "error", "code": "PendingVerification"}, "ivs_pending_verification"),
         ({"kind": "error", "code": "ServiceQuotaExceededException"}, "ivs_quota_exceeded"),
@@ -189,7 +190,7 @@ async def test_no_join_fails_through_rotations_under_load(here: Installation) ->
     ],
 )
 async def test_a_fault_of_an_import_is_a_problem_and_leaves_no_second_key(
-    here: Installation, fault: dict[str, str], code: str
+    here: Installation, fault: dict[str, Any], code: str
 ) -> None:
     manager = here.manager()
     await manager.prepare(REGION)

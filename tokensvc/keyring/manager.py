@@ -8,13 +8,14 @@ stays there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from tokensvc.errors import (
+    IvsThrottledError,
     KeyMismatchError,
     NoSigningKeyError,
     NotFoundError,
@@ -58,8 +59,12 @@ __all__ = ["RingManager"]
 # From an empty ring to one with a standby takes eight steps; the rest is for meeting others.
 _MAX_STEPS: Final = 24
 _MAX_CONFLICTS: Final = 8
+_THROTTLED_TRIES: Final = 3
+_LONGEST_THROTTLE_SECONDS: Final = 5.0
 # Between two comparisons of the ACTIVE key with what IVS holds; that it is there is seen at each tick.
 _VERIFY_SECONDS: Final = 900.0
+
+_Value = TypeVar("_Value")
 
 _log = structlog.get_logger(__name__)
 
@@ -94,6 +99,7 @@ class RingManager:
         self._store = store
         self._clock = clock
         self._policy = policy
+        self._sleep = sleep
         self._ring_id = check_ring_id(ring_id)
         self._imported = ImportedKeys(gateway, ring_id, sleep)
         self._opener = KeyOpener(sealer, ring_id, signer_backend)
@@ -143,7 +149,7 @@ class RingManager:
         KeyMismatchError as its steps do, NoSigningKeyError where no slot is free for a key, and
         RingConflictError where other processes keep changing the ring.
         """
-        walk = _Walk(self._observer, self._store, region)
+        walk = _Walk(self._observer, self._store, region, self._sleep)
         failed: dict[str, TokenServiceError] = {}
         for _ in range(_MAX_STEPS):
             ring, facts = await walk.look()
@@ -171,7 +177,7 @@ class RingManager:
         Never raises for what IVS, the store or a key does: that is in the status, and logged where
         it is new. Cut off, it leaves nothing that the next tick does not put right.
         """
-        walk = _Walk(self._observer, self._store, region)
+        walk = _Walk(self._observer, self._store, region, self._sleep)
         status = RegionStatus(region, self._clock(), "unknown")
         try:
             status = await self._walk(walk, status, wish)
@@ -201,7 +207,7 @@ class RingManager:
         Repairing is a tick, so what is due is done too. Raises IvsError, KeyMismatchError and
         StoreUnavailableError where looking fails; what a repair runs into is in the status.
         """
-        ring, facts = await _Walk(self._observer, self._store, region).look()
+        ring, facts = await _Walk(self._observer, self._store, region, self._sleep).look()
         steps = plan(ring, self._policy, facts, self._clock())
         return ReconcileReport(
             region=region,
@@ -216,7 +222,7 @@ class RingManager:
 
         `next_at` is now where something is due. Raises as `reconcile` does.
         """
-        ring, facts = await _Walk(self._observer, self._store, region).look()
+        ring, facts = await _Walk(self._observer, self._store, region, self._sleep).look()
         now = self._clock()
         *due, rest = plan(ring, self._policy, facts, now)
         wait = rest if isinstance(rest, Wait) else Wait(now, _name(rest))
@@ -467,7 +473,8 @@ class RingManager:
 class _Walk:
     """Looks at a Region, step after step; lists IVS anew only where a step may have changed it."""
 
-    def __init__(self, observer: Observer, store: RingStore, region: str) -> None:
+    def __init__(self, observer: Observer, store: RingStore, region: str, sleep: Sleep) -> None:
+        self._sleep = sleep
         self._observer = observer
         self._store = store
         self._region = region
@@ -475,15 +482,25 @@ class _Walk:
 
     async def look(self) -> tuple[RingState, Facts]:
         if self._listed is None:
-            self._listed = await self._observer.list(self._region)
+            self._listed = await self._patiently(lambda: self._observer.list(self._region))
         ring = await self._store.load(self._region)
-        return ring, await self._observer.facts(ring, self._listed)
+        listed = self._listed
+        return ring, await self._patiently(lambda: self._observer.facts(ring, listed))
 
     async def take(self, taker: StepTaker, ring: RingState, step: Step) -> None:
         listed = self._listed or ()
         if isinstance(step, Adopt | Delete | Import | Sweep):
             self._listed = None
-        await taker.take(ring, step, listed)
+        await self._patiently(lambda: taker.take(ring, step, listed))
+
+    async def _patiently(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
+        # Three calls a second are few, and a throttled call has done nothing.
+        for _ in range(_THROTTLED_TRIES - 1):
+            try:
+                return await work()
+            except IvsThrottledError as error:
+                await self._sleep(min(error.retry_after or 1.0, _LONGEST_THROTTLE_SECONDS))
+        return await work()
 
 
 def _name(step: Step) -> str:
