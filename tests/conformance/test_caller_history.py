@@ -51,7 +51,9 @@ class CallerHistory(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.clock = Clock()
-        self.engine = open_engine(make_database())
+        self.make_database = make_database
+        self.url = make_database()
+        self.engine = open_engine(self.url)
         self.store = SqlCallerStore(self.engine, self.clock)
         self.directory = CallerDirectory(self.store, self.clock)
         self.known: dict[str, Known] = {}
@@ -61,6 +63,7 @@ class CallerHistory(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.runner.run(self.engine.dispose())
         self.runner.close()
+        self.make_database.release(self.url)
 
     def refusal(self, work: Any) -> str | None:
         try:

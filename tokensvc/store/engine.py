@@ -1,4 +1,4 @@
-"""Opening the database that a URL names.
+"""Opening the database that a URL names: SQLite here, PostgreSQL in `postgresql.py`.
 
 SQLite is opened so that what was committed stays committed and several processes of one machine can
 share the file: WAL journal; `synchronous=FULL`, since in WAL mode NORMAL may lose the last commits on
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
 
 __all__ = ["open_engine", "open_migration_engine", "open_writer_engine"]
 
@@ -33,12 +34,14 @@ POOL_SIZE: Final = 5
 """Connections of one process; SQLite takes one writer at a time, so more would only queue."""
 
 
-def open_engine(url: str) -> AsyncEngine:
+def open_engine(url: str, limits: DatabaseLimits | None = None) -> AsyncEngine:
     """Return an engine for the service's work; it connects with its first statement.
 
-    Never creates a database. Raises ConfigurationError where the URL is of no known kind or names a
-    file that is missing or may not be read and written.
+    Never creates a database. `limits` are for PostgreSQL. Raises ConfigurationError where the URL is
+    of no known kind or names a file that is missing or may not be read and written.
     """
+    if is_postgresql(url):
+        return open_postgresql_engine(url, limits or DatabaseLimits())
     parsed = _parse(url)
     path = _database_path(parsed)
     if _mode(path) is None:
@@ -57,7 +60,7 @@ def open_engine(url: str) -> AsyncEngine:
 
 
 def open_migration_engine(url: str) -> Engine:
-    """Return a blocking engine whose transactions hold the write lock from their first moment.
+    """Return a blocking engine on SQLite whose transactions hold the write lock from their first moment.
 
     A missing SQLite file is created, readable and writable by its owner only. Raises
     ConfigurationError as `open_engine` does, and where the folder is missing or not writable.
@@ -100,11 +103,12 @@ def _parse(url: str) -> URL:
     except ArgumentError:
         # The text may hold a password, so neither it nor the parser's error is repeated.
         raise ConfigurationError(
-            "The database URL does not parse; it looks like sqlite:////path/to/file.db."
+            "The database URL does not parse; it looks like sqlite:////path/to/file.db"
+            " or postgresql://user@host/name."
         ) from None
     if parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(
-            f"Databases of kind {parsed.get_backend_name()} are not supported; sqlite is."
+            f"Databases of kind {parsed.get_backend_name()} are not supported; sqlite and postgresql are."
         )
     return parsed
 

@@ -1,7 +1,8 @@
 """The database's errors as ours: StoreUnavailableError, in words an operator can act on.
 
 The public detail names the fault and never the statement or its parameters, which may hold a sealed
-key or the hash of a secret.
+key or the hash of a secret. PostgreSQL's messages repeat values (`Key (name)=(x) already exists`), so
+they are not chained to ours; the SQLSTATE is in the context.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from tokensvc.errors import StoreUnavailableError
+from tokensvc.errors import StoreRefusedError, StoreUnavailableError
+from tokensvc.store.sqlstates import VALUE_CLASSES, in_words
 
-__all__ = ["store_faults"]
+__all__ = ["refused_value", "sqlstate_of", "store_faults"]
 
 # Primary result codes, https://www.sqlite.org/rescode.html; extended codes carry them in the low byte.
 _SQLITE_FAULTS: Final[dict[int, str]] = {
@@ -31,20 +33,63 @@ _SQLITE_FAULTS: Final[dict[int, str]] = {
     sqlite3.SQLITE_PERM: "The database file may not be opened.",
 }
 _LOW_BYTE: Final = 0xFF
+RETRY_AFTER_SECONDS: Final = 1.0
 
 
 @contextmanager
 def store_faults(operation: str) -> Iterator[None]:
-    """Raise StoreUnavailableError for whatever SQLAlchemy raises inside.
+    """Raise StoreUnavailableError for whatever SQLAlchemy, or the way to the database, raises inside.
 
-    `operation` says in words what was tried (`save key ring`); it goes to the log.
+    `operation` says in words what was tried (`save key ring`); it goes to the log. On PostgreSQL a
+    value that the database does not take is a StoreRefusedError.
     """
     try:
         yield
     except SQLAlchemyError as error:
+        if not _is_postgresql(error):
+            raise StoreUnavailableError(
+                _in_words(error), operation=operation, error=type(error).__name__
+            ) from error
+        sqlstate = sqlstate_of(error)
+        if sqlstate is not None and sqlstate.startswith(VALUE_CLASSES):
+            raise refused_value(operation, error) from None
         raise StoreUnavailableError(
-            _in_words(error), operation=operation, error=type(error).__name__
+            in_words(sqlstate),
+            retry_after=RETRY_AFTER_SECONDS,
+            operation=operation,
+            error=type(error).__name__,
+            sqlstate=sqlstate,
+        ) from None
+    except OSError as error:
+        # Timeouts among them. asyncpg passes on what the network raises.
+        raise StoreUnavailableError(
+            "The database does not answer in time."
+            if isinstance(error, TimeoutError)
+            else "The connection to the database was lost.",
+            retry_after=RETRY_AFTER_SECONDS,
+            operation=operation,
+            error=type(error).__name__,
         ) from error
+
+
+def refused_value(operation: str, error: BaseException) -> StoreRefusedError:
+    """Return the error for a value that the database does not take; it does not say which value."""
+    return StoreRefusedError(
+        "The database refuses a value.",
+        operation=operation,
+        error=type(error).__name__,
+        sqlstate=sqlstate_of(error),
+    )
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return PostgreSQL's code for an error, None where it has none (or comes from elsewhere)."""
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return sqlstate if isinstance(sqlstate, str) else None
+
+
+def _is_postgresql(error: SQLAlchemyError) -> bool:
+    return isinstance(error, DBAPIError) and hasattr(error.orig, "sqlstate")
 
 
 def _in_words(error: SQLAlchemyError) -> str:

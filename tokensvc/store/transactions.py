@@ -4,8 +4,10 @@ A writer such as the ledger's hands over plain functions that take a SQLAlchemy 
 in one transaction, one after the other.
 
 On SQLite they run on a connection of their own in a thread of their own, which takes the write lock
-at once (BEGIN IMMEDIATE), so that they may read before they write. On other engines they run on a
-connection of the pool.
+at once (BEGIN IMMEDIATE), so that they may read before they write. On PostgreSQL they run on connections
+of the pool, at the same time where several ask. What one of them reads another may then change before it
+is written: row locks (`FOR UPDATE`, or an UPDATE first) are for that. One that the server has ended for
+another's sake (a deadlock) runs again.
 
 `insert_rows` exists because of the interpreter's lock: sqlite3 gives it up and takes it back for every
 row of an `executemany`, and beside a busy event loop each taking waits up to 5 ms. Measured here:
@@ -21,18 +23,24 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
+import structlog
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.errors import StoreRefusedError
 from tokensvc.store.engine import open_writer_engine
-from tokensvc.store.faults import store_faults
+from tokensvc.store.faults import refused_value, sqlstate_of, store_faults
+from tokensvc.store.sqlstates import RETRIED
 
 __all__ = ["Transactions", "insert_absent", "insert_rows", "open_transactions"]
 
 T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS: Final = 4
+"""Of a transaction that a deadlock, or a conflict of the same kind, has ended."""
 
 MAX_PARAMETERS: Final = 32_000
 """Of one statement; SQLite takes 32,766 and PostgreSQL's protocol 65,535 (asyncpg 32,767)."""
@@ -44,7 +52,7 @@ class Transactions(Protocol):
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return what it returns, once that is committed.
 
-        `operation` says in words what is tried; it goes to the log. Raises StoreUnavailableError
+        `work` may run more than once, each time from the start. `operation` says in words what is tried; it goes to the log. Raises StoreUnavailableError
         where the database does not take it, and StoreRefusedError where a value is at fault. A
         cancelled caller does not learn whether the transaction was committed.
         """
@@ -87,8 +95,18 @@ class _PooledTransactions:
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with _write_faults(operation):
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(work)
+            for _ in range(MAX_ATTEMPTS - 1):
+                try:
+                    return await self._run(work)
+                except DBAPIError as error:
+                    if sqlstate_of(error) not in RETRIED:
+                        raise
+                    _log.info("transaction_repeated", operation=operation)
+            return await self._run(work)
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(work)
 
     async def aclose(self) -> None:
         """The pool belongs to the engine's owner."""
@@ -105,11 +123,9 @@ class _write_faults:  # noqa: N801 - used as a function
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # A lone surrogate or too large a number fails while it is bound, before the database sees it.
         if isinstance(error, (DataError, IntegrityError, UnicodeError, OverflowError)):
-            raise StoreRefusedError(
-                "The database refuses a value.",
-                operation=self._operation,
-                error=type(error).__name__,
-            ) from error
+            # Not chained where PostgreSQL said it, as its message repeats the value.
+            cause = None if sqlstate_of(error) else error
+            raise refused_value(self._operation, error) from cause
         self._others.__exit__(kind, error, trace)
 
 

@@ -11,7 +11,8 @@ __all__: list[str] = []
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    # SQLite's DDL is transactional once Python's own transaction handling is off, as it is here.
+    # SQLite's DDL is transactional once Python's own transaction handling is off, as it is here;
+    # PostgreSQL's always is.
     transactional_ddl=True,
 )
 with context.begin_transaction():
