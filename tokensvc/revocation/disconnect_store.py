@@ -324,15 +324,10 @@ class DisconnectStore:
             members.c.disconnect_id == disconnect_id,
         )
         grouped = (
-            select(
-                calls.c.state,
-                calls.c.rank == WAITING,
-                func.count(),
-                func.max(calls.c.exp),
-            )
+            select(calls.c.state, calls.c.rank, func.count(), func.max(calls.c.exp))
             .select_from(of_request[0])
             .where(of_request[1])
-            .group_by(calls.c.state, calls.c.rank == WAITING)
+            .group_by(calls.c.state, calls.c.rank)
         )
         page = (
             select(calls)
@@ -368,7 +363,9 @@ class DisconnectStore:
         moments = [now + SPACING_SECONDS * await self.queue_length(request.region)]
         if request.next_sweep_at is not None:
             moments.append(request.next_sweep_at)
-        moments += [exp for state, waits, _, exp in groups if state == "pending" and waits]
+        moments += [
+            exp for state, rank, _, exp in groups if state == "pending" and rank == WAITING
+        ]
         return max(moments)
 
     async def purge(self, before: float) -> int:
