@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,15 @@ def faults(text: str | bytes, **options: int) -> list[str]:
 def test_a_sound_file_names_its_callers() -> None:
     assert policy().callers == ("lobby", "plain", "strict")
     assert not policy().is_open
+
+
+def test_the_example_in_the_documentation_is_sound() -> None:
+    document = Path(__file__).parents[2] / "docs" / "policy.md"
+    example = re.search(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL)
+    assert example is not None
+    sut = policy(example[1])
+    asked = wanted(user_id="ana", role="viewer", attributes={"team": "red"})
+    assert sut.decide("lobby", asked).require().duration == 60
 
 
 def changed(old: str, new: str) -> str:

@@ -50,6 +50,15 @@ def test_a_views_age_is_taken_at_the_scrape() -> None:
     assert _samples(metrics)[key] == 7.5
 
 
+def test_a_refused_policy_file_is_seen_at_the_scrape() -> None:
+    metrics = Metrics()
+    refused = False
+    metrics.watch_policy(lambda: refused)
+    assert _samples(metrics)["tokensvc_policy_file_refused", frozenset()] == 0
+    refused = True
+    assert _samples(metrics)["tokensvc_policy_file_refused", frozenset()] == 1
+
+
 def test_two_services_in_one_process_do_not_share_counters() -> None:
     first, second = Metrics(), Metrics()
     first.token_issued("ivs", "us-east-1")

@@ -162,6 +162,15 @@ class Metrics:
         """Report the age of a view, in seconds, as of each scrape."""
         self._ages.labels(view).set_function(age)
 
+    def watch_policy(self, refused: Callable[[], bool]) -> None:
+        """Report at each scrape whether the policy file, as it is now, was refused."""
+        gauge = Gauge(
+            "tokensvc_policy_file_refused",
+            "1 while the policy file has faults or is gone, and an older one is in force, else 0.",
+            registry=self.registry,
+        )
+        gauge.set_function(lambda: float(refused()))
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
