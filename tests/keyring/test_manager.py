@@ -490,6 +490,20 @@ async def test_a_lost_master_key_is_said_and_imports_nothing(world: World) -> No
     assert set(world.ivs.keys) == keys
 
 
+async def test_a_lost_master_key_is_recovered_from_as_the_runbook_says(world: World) -> None:
+    await world.settled()
+    manager = world.manager(sealer=LocalSealer(bytes(32)))
+    await manager.tick(REGION)
+    old = world.active
+    assert (await manager.invalidate(REGION, world.standby.key_id)).deleted
+    await manager.tick(REGION)
+    world.clock.now += world.policy.standby_min_age
+    await manager.rotate(REGION)
+    assert (await manager.load_view()).signing_key(REGION).key_id == world.active.key_id
+    # Nothing of what was signed before breaks.
+    assert old.arn in world.ivs.keys
+
+
 # --- invalidation ---------------------------------------------------------------------------------
 
 
