@@ -29,6 +29,7 @@ from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.key_watch import KeyWatch
 from tokensvc.http.ledger_routes import LEDGER_ROUTES
 from tokensvc.http.openapi import publish, schema
+from tokensvc.http.options import options_of
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
@@ -150,7 +151,7 @@ def create_app(
         install(app.state, None)
 
     app = Litestar(
-        route_handlers=ROUTES,
+        route_handlers=[*options_of(ROUTES), *ROUTES],
         lifespan=[lifespan],
         exception_handlers={Exception: answer_exception},
         openapi_config=None,

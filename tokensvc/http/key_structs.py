@@ -125,8 +125,8 @@ class RotationsAnswer(Struct):
 class InvalidateRequest(Struct, forbid_unknown_fields=True):
     """Whether participants are to be disconnected too, and the reason that IVS tells them."""
 
-    disconnect: bool | UnsetType = UNSET
-    reason: Annotated[str, Meta(max_length=MAX_REASON_CHARS)] | UnsetType = UNSET
+    disconnect: bool | UnsetType | None = UNSET
+    reason: Annotated[str, Meta(max_length=MAX_REASON_CHARS)] | UnsetType | None = UNSET
 
 
 class KeyUserAnswer(Struct, rename="camel"):

@@ -16,7 +16,16 @@ from litestar.response.base import ASGIResponse
 from tokensvc.errors import InvalidRequestError, StoreUnavailableError
 from tokensvc.http import examples
 from tokensvc.http.openapi import RouteDoc, documented
-from tokensvc.http.queries import CURSOR, DEFAULT_LIMIT, LIMIT, PAGE, query_of, stage_arn_text
+from tokensvc.http.queries import (
+    CURSOR,
+    DEFAULT_LIMIT,
+    LIMIT,
+    PAGE,
+    STAGE_ARN_SCHEMA,
+    TOKEN_ID_SCHEMA,
+    query_of,
+    stage_arn_text,
+)
 from tokensvc.http.revocation_structs import moment_of
 from tokensvc.http.service import authorize, service_of
 from tokensvc.ledger import IssuedRecord
@@ -93,7 +102,7 @@ class IssuedTokensAnswer(msgspec.Struct, rename="camel"):
                     "name": "stageArn",
                     "required": False,
                     "description": "Tokens for this stage.",
-                    "schema": {"type": "string"},
+                    "schema": STAGE_ARN_SCHEMA,
                 },
                 {
                     "name": "userId",
@@ -105,7 +114,7 @@ class IssuedTokensAnswer(msgspec.Struct, rename="camel"):
                     "name": "keyId",
                     "required": False,
                     "description": "Tokens that this key signed, by its id in `GET /v1/keys`.",
-                    "schema": {"type": "string"},
+                    "schema": TOKEN_ID_SCHEMA,
                 },
                 CURSOR,
                 LIMIT,

@@ -32,6 +32,7 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "Problem",
     "ProblemField",
+    "allowed_methods",
     "answer_exception",
     "encode_problem",
     "problem_of",
@@ -145,14 +146,15 @@ def _headers(error: TokenServiceError, request: Request[Any, Any, Any]) -> dict[
     if isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = 'Bearer realm="tokensvc"'
     elif isinstance(error, MethodNotAllowedError):
-        headers["Allow"] = ", ".join(_allowed_methods(request))
+        headers["Allow"] = ", ".join(allowed_methods(request))
     elif isinstance(error, BodyTooLargeError | RequestTimeoutError):
         # What was not read is still on the wire; only a new connection is clean.
         headers["Connection"] = "close"
     return headers
 
 
-def _allowed_methods(request: Request[Any, Any, Any]) -> list[str]:
+def allowed_methods(request: Request[Any, Any, Any]) -> list[str]:
+    """Return the methods of the route at the request's path, sorted; none where there is no route."""
     path = [part for part in request.scope["path"].split("/") if part]
     for route in request.app.routes:
         parts = route.path_components

@@ -20,6 +20,7 @@ from tokensvc.tokens.fields import (
     shown_number,
     unknown_field,
 )
+from tokensvc.tokens.limits import MAX_ARN_CHARS, MAX_TOKEN_ID_CHARS
 
 __all__ = [
     "CURSOR",
@@ -27,6 +28,8 @@ __all__ = [
     "LIMIT",
     "MAX_LIMIT",
     "PAGE",
+    "STAGE_ARN_SCHEMA",
+    "TOKEN_ID_SCHEMA",
     "parse_flag",
     "query_of",
     "stage_arn_text",
@@ -39,11 +42,21 @@ _MAX_NAMES: Final = 20
 _CURSOR: Final = re.compile(rf"[!-~]{{1,{MAX_CURSOR_CHARS}}}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
+STAGE_ARN_SCHEMA: Final[Mapping[str, object]] = {
+    "type": "string",
+    "pattern": "^arn:aws:ivs:[a-z0-9-]+:[0-9]+:stage/[a-zA-Z0-9-]+$",
+    "maxLength": MAX_ARN_CHARS,
+}
+TOKEN_ID_SCHEMA: Final[Mapping[str, object]] = {
+    "type": "string",
+    "pattern": f"^[A-Za-z0-9_-]{{1,{MAX_TOKEN_ID_CHARS}}}$",
+}
+
 CURSOR: Final[Mapping[str, object]] = {
     "name": "cursor",
     "required": False,
     "description": "`nextCursor` of the page before, with the same filters.",
-    "schema": {"type": "string", "maxLength": MAX_CURSOR_CHARS},
+    "schema": {"type": "string", "pattern": rf"^[!-~]{{1,{MAX_CURSOR_CHARS}}}$"},
 }
 LIMIT: Final[Mapping[str, object]] = {
     "name": "limit",

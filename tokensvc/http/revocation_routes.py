@@ -29,6 +29,8 @@ from tokensvc.http.queries import (
     DEFAULT_LIMIT,
     LIMIT,
     PAGE,
+    STAGE_ARN_SCHEMA,
+    TOKEN_ID_SCHEMA,
     parse_flag,
     query_of,
     stage_arn_text,
@@ -69,7 +71,7 @@ _SUBJECT: Final = (
         "name": "stageArn",
         "required": False,
         "description": "Bans of this stage, and of users on it.",
-        "schema": {"type": "string"},
+        "schema": STAGE_ARN_SCHEMA,
     },
     {
         "name": "userId",
@@ -81,7 +83,7 @@ _SUBJECT: Final = (
         "name": "participantId",
         "required": False,
         "description": "Bans of this participant.",
-        "schema": {"type": "string"},
+        "schema": TOKEN_ID_SCHEMA,
     },
 )
 _SUBJECT_PARSERS: Final[Mapping[str, FieldParser]] = {

@@ -152,10 +152,7 @@ def _parse_fields(
         parser = _PARSERS.get(name)
         if parser is None:
             errors.append(unknown_field(name, TOKEN_REQUEST_FIELDS, "a token request"))
-        elif value is None:
-            if name == "stageArn":
-                errors.append(FieldError(name, "required", "is required: the ARN of the stage"))
-        else:
+        elif value is not None:
             parsed = parser(value, errors)
             if parsed is not None:
                 values[name] = parsed
