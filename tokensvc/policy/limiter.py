@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cachetools import LRUCache
 
@@ -26,8 +26,7 @@ __all__ = ["Limiter", "Quota", "rate_limit_headers"]
 _MINUTE: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """One limit as of now: `remaining` of `limit` tokens, all of them again in `reset` seconds."""
 
     name: str
@@ -85,49 +84,40 @@ class Limiter:
         `limits` are the caller's, `overall` those of all callers. Raises RateLimitedError, and then
         nothing was taken.
         """
-        counted = [
-            bucket
-            for bucket in (
-                self._of_all(overall),
-                self._of_caller(caller, limits),
-                self._of_user(caller, user_id, limits),
-            )
-            if bucket is not None
-        ]
+        counted = self._buckets(caller, user_id, limits, overall)
         if not counted:
             return ()
         now = self._clock()
-        for bucket in counted:
-            bucket.fill(now)
-        worst = max(counted, key=_Counted.wait)
-        if worst.wait() > 0:
-            raise _limited(worst, tuple(bucket.quota() for bucket in counted))
-        for bucket in counted:
-            bucket.bucket.tokens -= 1
-        return tuple(bucket.quota() for bucket in counted)
+        worst, wait = counted[0], 0.0
+        for one in counted:
+            one.fill(now)
+            if one.wait() > wait:
+                worst, wait = one, one.wait()
+        if wait > 0:
+            raise _limited(worst, tuple(one.quota() for one in counted))
+        for one in counted:
+            one.bucket.tokens -= 1
+        return tuple(one.quota() for one in counted)
 
-    def _of_all(self, limits: TokenLimits) -> _Counted | None:
-        if limits.per_second is None:
-            return None
-        return self._counted("all", self._overall, limits.per_second, limits.burst)
-
-    def _of_caller(self, caller: str, limits: TokenLimits) -> _Counted | None:
-        if limits.per_second is None:
-            return None
-        bucket = self._callers.get(caller)
-        if bucket is None:
-            bucket = self._callers[caller] = _Bucket(math.inf, -math.inf)
-        return self._counted("caller", bucket, limits.per_second, limits.burst)
-
-    def _of_user(self, caller: str, user_id: str | None, limits: TokenLimits) -> _Counted | None:
-        if limits.per_user_minute is None or user_id is None:
-            return None
-        key = (caller, user_id)
-        bucket = self._users.get(key)
-        if bucket is None:
-            bucket = self._users[key] = _Bucket(math.inf, -math.inf)
-        rate = limits.per_user_minute / _MINUTE
-        return self._counted("user", bucket, rate, limits.per_user_minute)
+    def _buckets(
+        self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
+    ) -> list[_Counted]:
+        counted = []
+        if overall.per_second is not None:
+            counted.append(self._counted("all", self._overall, overall.per_second, overall.burst))
+        if limits.per_second is not None:
+            bucket = self._callers.get(caller)
+            if bucket is None:
+                bucket = self._callers[caller] = _Bucket(math.inf, -math.inf)
+            counted.append(self._counted("caller", bucket, limits.per_second, limits.burst))
+        if limits.per_user_minute is not None and user_id is not None:
+            key = (caller, user_id)
+            bucket = self._users.get(key)
+            if bucket is None:
+                bucket = self._users[key] = _Bucket(math.inf, -math.inf)
+            rate = limits.per_user_minute / _MINUTE
+            counted.append(self._counted("user", bucket, rate, limits.per_user_minute))
+        return counted
 
     def _counted(self, name: str, bucket: _Bucket, rate: float, burst: int) -> _Counted:
         return _Counted(name, bucket, rate * self._share, max(1.0, burst * self._share))
