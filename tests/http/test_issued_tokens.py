@@ -1,0 +1,91 @@
+"""What was issued is known: `GET /v1/tokens`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from tests.http.support import NOW, REGION, Service, problem_in, stage_arn
+
+
+async def listed(service: Service, query: str = "") -> list[str]:
+    answer = await service.get(f"/v1/tokens{query}")
+    assert answer.status_code == 200, answer.text
+    return [token["tokenId"] for token in answer.json()["tokens"]]
+
+
+async def test_tokens_are_listed_whoever_issued_them_and_never_shown(service: Service):
+    local = await service.mint(userId="ana", duration=60)
+    of_ivs = await service.mint(userId="ana", duration=30, issuer="ivs")
+    answer = await service.post("/v1/connection-tokens", {"region": REGION, "duration": 90})
+    connection = answer.json()
+    answer = await service.get("/v1/tokens")
+    by_ivs, here, shared = answer.json()["tokens"]
+    keys = (await service.get("/v1/keys")).json()["keys"]
+    (active,) = [key for key in keys if key["phase"] == "ACTIVE"]
+    assert here == {
+        "tokenId": local["participantId"],
+        "kind": "participant",
+        "stageArn": stage_arn(),
+        "region": REGION,
+        "userId": "ana",
+        "keyId": active["keyId"],
+        "keyArn": active["arn"],
+        "callerId": here["callerId"],
+        "issuer": "local",
+        "issuedAt": datetime.fromtimestamp(int(NOW) - 5, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "expirationTime": local["expirationTime"],
+        "disconnectedAt": None,
+    }
+    assert f"tsk_{here['callerId']}_" in service.api_keys["all"]
+    assert (by_ivs["tokenId"], by_ivs["issuer"]) == (of_ivs["participantId"], "ivs")
+    assert (by_ivs["keyId"], by_ivs["keyArn"]) == (None, None)
+    assert (shared["tokenId"], shared["kind"]) == (connection["tokenId"], "connection")
+    assert shared["stageArn"] is None
+    for token in (local["token"], of_ivs["token"], connection["token"]):
+        assert token not in answer.text
+        assert token.rsplit(".", 1)[1] not in answer.text
+
+
+async def test_tokens_are_found_by_user_stage_and_key(service: Service):
+    ana = (await service.mint(userId="ana"))["participantId"]
+    ben = (await service.mint(userId="ben"))["participantId"]
+    there = (await service.mint(userId="ana", stageArn=stage_arn("stage2")))["participantId"]
+    assert set(await listed(service, "?userId=ana")) == {ana, there}
+    assert set(await listed(service, f"?stageArn={stage_arn()}")) == {ana, ben}
+    assert await listed(service, f"?stageArn={stage_arn()}&userId=ana") == [ana]
+    (key,) = {one["keyId"] for one in (await service.get("/v1/tokens")).json()["tokens"]}
+    assert set(await listed(service, f"?keyId={key}")) == {ana, ben, there}
+    assert await listed(service, "?keyId=another") == []
+
+
+async def test_an_expired_token_is_not_listed(service: Service):
+    await service.mint(duration=1)
+    lasting = (await service.mint(duration=2))["participantId"]
+    service.now += 60
+    assert await listed(service) == [lasting]
+
+
+async def test_pages_follow_each_other_while_tokens_are_issued(service: Service):
+    minted = [(await service.mint(duration=60 + n))["participantId"] for n in range(5)]
+    first = (await service.get("/v1/tokens?limit=2")).json()
+    earlier = await service.mint(duration=5)
+    rest = await listed(service, f"?cursor={first['nextCursor']}")
+    assert [token["tokenId"] for token in first["tokens"]] + rest == minted
+    assert earlier["participantId"] not in rest
+
+
+async def test_bad_parameters_are_named(service: Service):
+    query = "?stageArn=arn:x&userId=&keyId=a%20b&limit=1001&stage=x"
+    problem = problem_in(await service.get(f"/v1/tokens{query}"), 400, "invalid_request")
+    assert {error["field"]: error["code"] for error in problem["errors"]} == {
+        "stageArn": "pattern",
+        "userId": "too_short",
+        "keyId": "pattern",
+        "limit": "out_of_range",
+        "stage": "unknown_field",
+    }
+    for _ in range(2):
+        await service.mint(userId="ana")
+    cursor = (await service.get("/v1/tokens?limit=1&userId=ana")).json()["nextCursor"]
+    for bad in (f"?cursor={cursor}&userId=ben", "?cursor=nonsense", "?limit=x"):
+        problem_in(await service.get(f"/v1/tokens{bad}"), 400, "invalid_request")
