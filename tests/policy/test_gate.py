@@ -101,6 +101,18 @@ async def test_one_policy_holds_for_the_whole_of_a_request() -> None:
         await scene.gate.admit("lobby", for_lobby("hall"))
 
 
+async def test_a_stage_of_others_may_not_be_acted_on() -> None:
+    scene = Scene()
+    scene.tags.known = {stage("hall"): {"tenant": "acme"}, stage("yard"): {}}
+    await scene.gate.require_stage("lobby", stage())
+    await scene.gate.require_stage("lobby", stage("hall"))
+    for caller, name in (("lobby", "yard"), ("nobody", "lobby-1")):
+        with pytest.raises(PolicyDeniedError):
+            await scene.gate.require_stage(caller, stage(name))
+    scene.policy = Policy.open()
+    await scene.gate.require_stage("nobody", stage("yard"))
+
+
 async def test_each_item_of_a_batch_has_its_own_answer() -> None:
     scene = Scene(POLICY.replace("burst: 3, perUserPerMinute: 2", "burst: 5"))
     scene.tags.known = {

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 from tokensvc.errors import FieldError, PolicyDeniedError
 from tokensvc.policy.rules import CallerRule, DurationRule, Role, Rule, StageRule
+from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import Issuer, TokenRequest, WantedToken
 from tokensvc.tokens.limits import (
     DEFAULT_DURATION_MINUTES,
     MAX_ATTRIBUTES_BYTES,
 )
 
-__all__ = ["Decision", "Finding", "Refusal", "check", "refused"]
+__all__ = ["Decision", "Finding", "Refusal", "check", "match_stage", "refused"]
 
 _MAX_SHOWN = 64
+_MAX_TOLD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,26 @@ def check(
     return _Check(caller, wanted, findings).decide(tags, max_duration)
 
 
+def match_stage(
+    caller: CallerRule, stage: StageArn, tags: Mapping[str, str] | None
+) -> StageRule | Refusal:
+    """Return the first rule by which the caller may act on a stage, or why there is none."""
+    arn = str(stage)
+    by_tags = False
+    for allowed in caller.stages:
+        if allowed.arn.matches(arn):
+            if not allowed.tags or (tags is not None and allowed.tags.items() <= tags.items()):
+                return allowed
+            by_tags = True
+    rule = caller.rule_of("stages")
+    if by_tags and tags is None:
+        detail = "the stage's tags, which this rule goes by, are not known"
+        return Refusal("stageArn", "tags_unknown", detail, rule)
+    choice = ", ".join(_told_stage(one) for one in caller.stages[:_MAX_TOLD]) or "none"
+    detail = f"is not one of this caller's stages: {choice}"
+    return Refusal("stageArn", "stage_not_allowed", detail, rule, choice)
+
+
 class _Check:
     __slots__ = ("_caller", "_findings", "_refusals", "_wanted")
 
@@ -132,24 +154,13 @@ class _Check:
         return Decision(stage.rule, request)
 
     def _stage(self, tags: Mapping[str, str] | None) -> StageRule | None:
-        arn = str(self._wanted.stage)
-        unknown = False
-        for allowed in self._caller.stages:
-            if allowed.arn.matches(arn):
-                if not allowed.tags or (tags is not None and allowed.tags.items() <= tags.items()):
-                    if self._findings is not None:
-                        self._grant("stageArn", f"fits {_told_stage(allowed)}", allowed.rule)
-                    return allowed
-                unknown = unknown or tags is None
-        rule = self._caller.rule_of("stages")
-        if unknown:
-            detail = "the stage's tags, which this rule goes by, are not known"
-            self._refuse("stageArn", "tags_unknown", detail, rule)
+        found = match_stage(self._caller, self._wanted.stage, tags)
+        if isinstance(found, Refusal):
+            self._add(found)
             return None
-        choice = ", ".join(_told_stage(stage) for stage in self._caller.stages[:8]) or "none"
-        detail = f"is not one of this caller's stages: {choice}"
-        self._refuse("stageArn", "stage_not_allowed", detail, rule, choice)
-        return None
+        if self._findings is not None:
+            self._grant("stageArn", f"fits {_told_stage(found)}", found.rule)
+        return found
 
     def _issuer(self) -> Issuer:
         allowed = self._caller.issuers
@@ -271,9 +282,12 @@ class _Check:
     def _refuse(
         self, field: str, code: str, detail: str, rule: Rule, limit: int | str | None = None
     ) -> None:
-        self._refusals.append(Refusal(field, code, detail, rule, limit))
+        self._add(Refusal(field, code, detail, rule, limit))
+
+    def _add(self, refusal: Refusal) -> None:
+        self._refusals.append(refusal)
         if self._findings is not None:
-            self._findings.append(Finding(field, False, detail, rule))
+            self._findings.append(Finding(refusal.field, False, refusal.detail, refusal.rule))
 
     def _grant(self, field: str, detail: str, rule: Rule) -> None:
         if self._findings is not None:

@@ -65,9 +65,7 @@ class PolicyGate:
         quotas = self.count(caller, wanted.user_id)
         # One policy for the whole request, even if the file changes while IVS is asked.
         policy = self._policy()
-        tags = None
-        if policy.needs_tags(caller, wanted.stage):
-            tags = await self._stage_tags.tags(wanted.stage)
+        tags = await self._tags(policy, caller, wanted.stage)
         request = policy.decide(caller, wanted, tags).require()
         return Admitted(request, rate_limit_headers(quotas))
 
@@ -107,6 +105,17 @@ class PolicyGate:
                 answers[index] = _decide(policy, caller, item, tags.get(item.stage))
         headers = rate_limit_headers(quotas) if refusal is None else refusal.headers
         return AdmittedBatch([answer for answer in answers if answer is not None], headers)
+
+    async def require_stage(self, caller: str, stage: StageArn) -> None:
+        """Refuse a caller that may not act on a stage, in whatever way; nothing is counted.
+
+        Raises PolicyDeniedError, and StageNotFoundError and other IvsError classes as `admit`.
+        """
+        policy = self._policy()
+        policy.require_stage(caller, stage, await self._tags(policy, caller, stage))
+
+    async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
+        return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None
 
     def count(self, caller: str, user_id: str | None) -> tuple[Quota, ...]:
         """Count one token; raises RateLimitedError."""

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Final, Self
 
 from tokensvc.errors import ConfigurationError
-from tokensvc.policy.decision import Decision, Finding, check, refused
+from tokensvc.policy.decision import (
+    Decision,
+    Finding,
+    Refusal,
+    check,
+    match_stage,
+    refused,
+)
 from tokensvc.policy.document import Fault, read_document
 from tokensvc.policy.reading import ANYBODY, PolicyRules, read_rules
 from tokensvc.policy.rules import CallerRule, Rule, TokenLimits
@@ -105,10 +112,25 @@ class Policy:
             return self._decide_openly(wanted)
         rule = self._rule_of(caller)
         if rule is None:
-            told = ascii(caller[:64])[1:-1]
-            detail = f"The policy has no rule for the caller {told}, which therefore gets nothing."
-            return refused("", "caller_not_named", detail, Rule("callers", 0))
+            return _not_named(caller)
         return check(rule, wanted, tags, self._max_duration, findings)
+
+    def require_stage(
+        self, caller: str, stage: StageArn, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse a caller that may not act on a stage: kick from it, ban in it, revoke for it.
+
+        `tags` are as for `decide`. Raises PolicyDeniedError.
+        """
+        if self._rules is None:
+            return
+        rule = self._rule_of(caller)
+        if rule is None:
+            _not_named(caller).require()
+        else:
+            found = match_stage(rule, stage, tags)
+            if isinstance(found, Refusal):
+                Decision(found.rule, refusals=(found,)).require()
 
     def _rule_of(self, caller: str) -> CallerRule | None:
         if self._rules is None:
@@ -121,3 +143,9 @@ class Policy:
             detail = f"{wanted.role} is not known: roles are defined in a policy file"
             return refused("role", "role_not_allowed", detail, _NO_FILE)
         return Decision(_NO_FILE, complete(wanted, self._max_duration))
+
+
+def _not_named(caller: str) -> Decision:
+    told = ascii(caller[:64])[1:-1]
+    detail = f"The policy has no rule for the caller {told}, which therefore gets nothing."
+    return refused("", "caller_not_named", detail, Rule("callers", 0))
