@@ -13,7 +13,7 @@ from tests.http.support import Service, stage_arn
 from tokensvc.errors import InvalidRequestError
 from tokensvc.http import examples
 from tokensvc.http.structs import BatchRequest, MintRequest
-from tokensvc.tokens.validate import TOKEN_REQUEST_FIELDS, parse_token_request
+from tokensvc.tokens.validate import TOKEN_REQUEST_FIELDS, parse_token_request, parse_wanted_token
 
 REGIONS = frozenset({"eu-central-1"})
 
@@ -156,6 +156,12 @@ STAGE = {"stageArn": stage_arn()}
         STAGE | {"userId": "\N{ARTIST PALETTE}" * 129},
         STAGE | {"userId": None},
         STAGE | {"userId": 1},
+        STAGE | {"role": "host-2_B"},
+        STAGE | {"role": ""},
+        STAGE | {"role": "r" * 65},
+        STAGE | {"role": "a b"},
+        STAGE | {"role": 1},
+        STAGE | {"role": None},
         STAGE | {"duration": 1},
         STAGE | {"duration": 20_160},
         STAGE | {"duration": 20_161},
@@ -187,7 +193,7 @@ STAGE = {"stageArn": stage_arn()}
 def test_the_schema_and_the_parser_agree(request_body: dict[str, Any]):
     def parses() -> bool:
         try:
-            parse_token_request(request_body, regions=REGIONS)
+            parse_wanted_token(request_body, regions=REGIONS)
         except InvalidRequestError:
             return False
         return True
