@@ -28,7 +28,9 @@ USER = "tokensvc"
 PASSWORD = secrets.token_hex(12)
 START_SECONDS = 60.0
 
-_RELATIONS = "SELECT oid, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+_RELATIONS = (
+    "SELECT oid, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+)
 _EMPTY = (
     "; ".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)
               if table.name != "feeds")

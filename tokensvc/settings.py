@@ -122,7 +122,26 @@ class Settings:
         "Folder of the embedded store and of the local master key.", _path, Path("keys"), path=True
     )
     database_url: str = _setting(
-        "SQLAlchemy URL of the store; default: tokensvc.db in the data folder.", _text, ""
+        "URL of the store: sqlite+aiosqlite:////path/to/file.db, or postgresql://user@host/name with"
+        " libpq's sslmode, sslrootcert and target_session_attrs; default: tokensvc.db in the data"
+        " folder.",
+        _text,
+        "",
+    )
+    database_pool_size: int = _setting(
+        "Connections to PostgreSQL of one worker.", _whole(1, 100), 5, unit="connections"
+    )
+    database_connect_timeout: float = _setting(
+        "Longest wait for a connection to PostgreSQL.", _number(0.1, 60), 3.0, unit="seconds"
+    )
+    database_statement_timeout: float = _setting(
+        "Longest run of one statement on PostgreSQL.", _number(0.1, 600), 10.0, unit="seconds"
+    )
+    database_lock_timeout: float = _setting(
+        "Longest wait of a statement on PostgreSQL for a row or table that another one holds.",
+        _number(0.1, 600),
+        5.0,
+        unit="seconds",
     )
     master_key_file: Path = _setting(  # noqa: RUF009 - as above
         "File of the master key that seals private halves; default: master.key in the data folder.",

@@ -20,13 +20,19 @@ from tests.callers.support import Clock
 from tests.postgres import PostgresServer
 from tokensvc.store import open_engine, upgrade
 
+
 class MakeDatabase(Protocol):
+    examples: int
+    """Histories that a test of any history tries; a database with a server behind it is slower."""
+
     def __call__(self) -> str: ...
 
     def release(self, url: str) -> None: ...
 
 
 class SqliteFiles:
+    examples = 25
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.numbers = count()
@@ -41,6 +47,8 @@ class SqliteFiles:
 
 
 class PostgresDatabases:
+    examples = 6
+
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
         self.used: list[str] = []

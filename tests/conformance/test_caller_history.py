@@ -156,5 +156,7 @@ class CallerHistory(RuleBasedStateMachine):
 def test_any_history_of_callers(make_database: MakeDatabase) -> None:
     run_state_machine_as_test(
         lambda: CallerHistory(make_database),
-        settings=settings(max_examples=25, stateful_step_count=20, deadline=None),
+        settings=settings(
+            max_examples=make_database.examples, stateful_step_count=20, deadline=None
+        ),
     )

@@ -20,9 +20,10 @@ T = TypeVar("T")
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[AsyncEngine]:
     """Open the store; raises ConfigurationError where it is missing or its schema is old."""
-    from tokensvc.store import ensure_current, open_engine
+    from tokensvc.http.database import open_database
+    from tokensvc.store import ensure_current
 
-    engine = open_engine(settings.database_url)
+    engine = open_database(settings)
     try:
         await ensure_current(engine)
         yield engine

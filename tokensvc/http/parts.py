@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
+from tokensvc.http.database import open_database
 from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
 from tokensvc.http.key_operations import KeyOperations
 from tokensvc.http.sealers import Sealers, open_sealers
@@ -40,7 +41,7 @@ from tokensvc.ledger import Ledger, LedgerWriter
 from tokensvc.ledger.writer import Durability
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend
-from tokensvc.store import ensure_current, open_engine
+from tokensvc.store import ensure_current
 from tokensvc.store.transactions import open_transactions
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
@@ -107,7 +108,7 @@ async def open_parts(
     policy = rotation_policy(settings)
     drift = ClockDrift(clock)
     async with AsyncExitStack() as closing:
-        engine = open_engine(settings.database_url)
+        engine = open_database(settings)
         closing.push_async_callback(_close, "store", engine.dispose)
         await ensure_current(engine)
         sealers = await closing.enter_async_context(open_sealers(settings))

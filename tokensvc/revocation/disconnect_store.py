@@ -16,7 +16,12 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.errors import FieldError, InvalidRequestError, NotFoundError
+from tokensvc.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from tokensvc.ledger import Claim, claim_all, mark_disconnected
 from tokensvc.revocation.ban_store import add_ban
 from tokensvc.revocation.bans import Ban
@@ -61,6 +66,7 @@ WAITING_SHARE: Final = 0.2
 
 MAX_PAGE: Final = 1000
 _PURGED_AT_ONCE: Final = 200
+_ENQUEUE_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,9 +369,7 @@ class DisconnectStore:
         moments = [now + SPACING_SECONDS * await self.queue_length(request.region)]
         if request.next_sweep_at is not None:
             moments.append(request.next_sweep_at)
-        moments += [
-            exp for state, rank, _, exp in groups if state == "pending" and rank == WAITING
-        ]
+        moments += [exp for state, rank, _, exp in groups if state == "pending" and rank == WAITING]
         return max(moments)
 
     async def purge(self, before: float) -> int:
@@ -405,33 +409,7 @@ def _enqueue(
     wanted = [call for call in found if call.identity not in handled]
     if not wanted:
         return
-    insert_absent(
-        connection,
-        calls,
-        [
-            {
-                "region": request.region,
-                "operation": call.operation,
-                "stage_arn": call.stage_arn,
-                "target_id": call.target_id,
-                "user_id": call.user_id,
-                "reason": request.reason,
-                "rank": call.rank,
-                "state": "pending",
-                "attempts": 0,
-                "next_attempt_at": now,
-                "exp": call.exp,
-                "updated_at": now,
-            }
-            for call in wanted
-        ],
-    )
-    query = select(calls).where(
-        calls.c.state == "pending", calls.c.target_id.in_([call.target_id for call in wanted])
-    )
-    stored = {
-        (row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)
-    }
+    stored = _pending_rows(connection, request, wanted, now)
     for call in wanted:
         row = stored[call.identity]
         if call.rank < row.rank or call.exp > row.exp:
@@ -456,6 +434,49 @@ def _enqueue(
             for call in wanted
         ],
     )
+
+
+def _pending_rows(
+    connection: Connection, request: Disconnect, wanted: Sequence[NewCall], now: float
+) -> dict[tuple[str, str, str], Row[Any]]:
+    """Return the pending row of each call, made where there was none, and locked against its end.
+
+    On PostgreSQL another replica may settle a row after it stood in the way of ours and before we lock
+    it; then there is room for ours. In the order of the index, so that two replicas do not deadlock.
+    """
+    query = (
+        select(calls)
+        .where(calls.c.state == "pending", calls.c.target_id.in_([c.target_id for c in wanted]))
+        .with_for_update()
+    )
+    stored: dict[tuple[str, str, str], Row[Any]] = {}
+    missing = sorted(wanted, key=lambda call: call.identity)
+    for _ in range(_ENQUEUE_ATTEMPTS):
+        insert_absent(connection, calls, [_new_row(request, call, now) for call in missing])
+        stored = {
+            (row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)
+        }
+        missing = [call for call in missing if call.identity not in stored]
+        if not missing:
+            return stored
+    raise StoreUnavailableError("The queue of disconnects changes too fast.", retry_after=1.0)
+
+
+def _new_row(request: Disconnect, call: NewCall, now: float) -> dict[str, object]:
+    return {
+        "region": request.region,
+        "operation": call.operation,
+        "stage_arn": call.stage_arn,
+        "target_id": call.target_id,
+        "user_id": call.user_id,
+        "reason": request.reason,
+        "rank": call.rank,
+        "state": "pending",
+        "attempts": 0,
+        "next_attempt_at": now,
+        "exp": call.exp,
+        "updated_at": now,
+    }
 
 
 def _handled(

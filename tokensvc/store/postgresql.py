@@ -176,9 +176,7 @@ def _refusal(error: Exception) -> StoreUnavailableError | ConfigurationError:
         return ConfigurationError("The database URL does not say how to connect.")
     else:
         words = "The database does not speak PostgreSQL's protocol, or not now."
-    return StoreUnavailableError(
-        words, retry_after=RETRY_AFTER_SECONDS, error=type(error).__name__
-    )
+    return StoreUnavailableError(words, retry_after=RETRY_AFTER_SECONDS, error=type(error).__name__)
 
 
 def _checked(url: str) -> str:

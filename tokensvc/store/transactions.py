@@ -52,9 +52,10 @@ class Transactions(Protocol):
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return what it returns, once that is committed.
 
-        `work` may run more than once, each time from the start. `operation` says in words what is tried; it goes to the log. Raises StoreUnavailableError
-        where the database does not take it, and StoreRefusedError where a value is at fault. A
-        cancelled caller does not learn whether the transaction was committed.
+        `work` may run more than once, each time from the start. `operation` says in words what is
+        tried; it goes to the log. Raises StoreUnavailableError where the database does not take it, and
+        StoreRefusedError where a value is at fault. A cancelled caller does not learn whether the
+        transaction was committed.
         """
         ...
 
