@@ -244,6 +244,18 @@ async def test_all_who_wait_for_keys_share_one_fetch(issuer: Issuer, oidc: OidcC
     assert issuer.fetches == 1
 
 
+async def test_who_waits_for_keys_at_the_end_is_answered(issuer: Issuer) -> None:
+    sut = issuer.callers()
+    issuer.hold.clear()
+    asking = asyncio.create_task(sut.authenticate(issuer.token()))
+    while sut.keys._flight is None:
+        await asyncio.sleep(0)
+    await sut.aclose()
+    issuer.hold.set()
+    with pytest.raises(IdentityProviderError):
+        await asking
+
+
 async def test_old_keys_are_fetched_anew_behind_the_answer(
     issuer: Issuer, oidc: OidcCallers
 ) -> None:

@@ -84,8 +84,7 @@ class IssuerKeys:
         if keys is not None and key_id in keys:
             return keys[key_id]
         if self._flight is not None or self._may_try(self._clock()):
-            # The fetch belongs to nobody: it goes on when the request that began it is cancelled.
-            await asyncio.shield(self._flight or self._start())
+            await self._join(self._flight or self._start())
         keys = self.current()
         if keys is None:
             self._raise_fault()
@@ -100,6 +99,17 @@ class IssuerKeys:
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.gather(self._flight, return_exceptions=True)
+
+    async def _join(self, flight: asyncio.Task[None]) -> None:
+        # The fetch belongs to nobody: it goes on when the request that began it is cancelled.
+        try:
+            await asyncio.shield(flight)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not we were cancelled but the fetch, by `aclose`.
+            self._raise_fault()
 
     def _may_try(self, now: float) -> bool:
         return self._flight is None and (
