@@ -1,13 +1,42 @@
-"""What invalidating a key did, or would do."""
+"""Taking a compromised key out, at once and for good.
+
+The order is what matters: first the one write after which the key signs nowhere and has no private
+half, then IVS. Whatever happens in between, the stored record says what is still to be done, and
+every rotator does it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
 
-from tokensvc.keyring.record import KeyPhase
+import structlog
+
+from tokensvc.errors import (
+    KeyMismatchError,
+    NotFoundError,
+    RingConflictError,
+    SealError,
+    TokenServiceError,
+)
+from tokensvc.keyring import phases
+from tokensvc.keyring.observer import Observer
+from tokensvc.keyring.opener import KeyOpener
+from tokensvc.keyring.policy import RotationPolicy
+from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState
+from tokensvc.keyring.rotator import Delete
 from tokensvc.keyring.status import Problem
+from tokensvc.keyring.steps import StepTaker
+from tokensvc.keyring.store import RingStore
+from tokensvc.keyring.walk import problem_of
+from tokensvc.signing import self_check
 
-__all__ = ["InvalidationReport"]
+__all__ = ["InvalidationReport", "Invalidator"]
+
+_MAX_CONFLICTS: Final = 8
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +59,93 @@ class InvalidationReport:
     dry_run: bool
     deleted: bool
     problem: Problem | None = None
+
+
+class Invalidator:
+    """Invalidates keys of the rings of one ring id."""
+
+    def __init__(
+        self,
+        *,
+        store: RingStore,
+        opener: KeyOpener,
+        observer: Observer,
+        taker: StepTaker,
+        policy: RotationPolicy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._opener = opener
+        self._observer = observer
+        self._taker = taker
+        self._policy = policy
+        self._clock = clock
+
+    async def invalidate(self, region: str, key_id: str, *, dry_run: bool) -> InvalidationReport:
+        """See `RingManager.invalidate`."""
+        for _ in range(_MAX_CONFLICTS):
+            ring = await self._store.load(region)
+            key = ring.key(key_id)
+            if key is None:
+                raise NotFoundError(f"There is no key {key_id} in {region}.", key_id=key_id)
+            successor = await self._successor(ring, key)
+            report = InvalidationReport(
+                region=region,
+                key_id=key_id,
+                arn=key.arn,
+                phase=key.phase,
+                successor=None if successor is None else successor.key_id,
+                latest_expiry=await self._observer.latest_expiry(key),
+                dry_run=dry_run,
+                deleted=key.phase is KeyPhase.DELETED,
+            )
+            if dry_run or key.phase is KeyPhase.DELETED:
+                return report
+            now = self._clock()
+            changed = [phases.invalidate(key, now=now)]
+            if successor is not None:
+                ttl = self._policy.longest_ttl
+                changed.append(phases.activate(successor, longest_ttl=ttl, now=now))
+            try:
+                ring = await self._store.save(ring, ring.with_keys(*changed))
+            except RingConflictError:
+                continue
+            _log.warning(
+                "key_invalidated",
+                region=region,
+                key_id=key_id,
+                arn=key.arn,
+                was=key.phase.value,
+                successor=report.successor,
+            )
+            return await self._finish_invalidation(ring, changed[0], report)
+        raise RingConflictError(
+            f"The key ring of {region} keeps being changed by other processes.", region=region
+        )
+
+    async def _finish_invalidation(
+        self, ring: RingState, key: KeyRecord, report: InvalidationReport
+    ) -> InvalidationReport:
+        if key.phase is KeyPhase.DELETED:
+            return replace(report, deleted=True)
+        try:
+            await self._taker.take(ring, Delete(key))
+        except TokenServiceError as error:
+            problem = problem_of("Delete", error)
+            _log.error("compromised_key_not_deleted", key_id=key.key_id, reason=error.detail)
+            return replace(report, problem=problem)
+        return replace(report, deleted=True)
+
+    async def _successor(self, ring: RingState, key: KeyRecord) -> KeyRecord | None:
+        if key is not ring.active:
+            return None
+        for standby in ring.in_phase(KeyPhase.STANDBY):
+            if standby.checked_at is None:
+                continue
+            try:
+                self_check(await self._opener.open(standby), standby.public_key_pem)
+            except (SealError, KeyMismatchError) as error:
+                _log.error("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
+                continue
+            return standby
+        return None

@@ -8,42 +8,30 @@ stays there.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
 from tokensvc.errors import (
-    IvsThrottledError,
     KeyMismatchError,
     NoSigningKeyError,
     NotFoundError,
     RingConflictError,
-    SealError,
     TokenServiceError,
 )
-from tokensvc.ivs.gateway import PublicKeySummary
-from tokensvc.keyring import phases
 from tokensvc.keyring.adoption import Adoption
 from tokensvc.keyring.drain import DrainMarks
 from tokensvc.keyring.drift import ReconcileReport, findings
 from tokensvc.keyring.imports import ImportedKeys, PublicKeyGateway, Sleep
-from tokensvc.keyring.invalidation import InvalidationReport
+from tokensvc.keyring.invalidation import InvalidationReport, Invalidator
 from tokensvc.keyring.observer import Observer
 from tokensvc.keyring.opener import KeyOpener
 from tokensvc.keyring.policy import RotationPolicy
 from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, check_ring_id
 from tokensvc.keyring.rotator import (
-    Adopt,
-    Delete,
-    Facts,
-    Generate,
-    Import,
-    Rotate,
     RotateNow,
-    Step,
-    Sweep,
     Wait,
     plan,
 )
@@ -52,19 +40,15 @@ from tokensvc.keyring.status import Problem, RegionStatus
 from tokensvc.keyring.steps import StepTaker
 from tokensvc.keyring.store import RingStore
 from tokensvc.keyring.view import RingView
+from tokensvc.keyring.walk import Walk, problem_of, step_name
 from tokensvc.signing import Backend, SigningKey, self_check
 
 __all__ = ["RingManager"]
 
 # From an empty ring to one with a standby takes eight steps; the rest is for meeting others.
 _MAX_STEPS: Final = 24
-_MAX_CONFLICTS: Final = 8
-_THROTTLED_TRIES: Final = 3
-_LONGEST_THROTTLE_SECONDS: Final = 5.0
 # Between two comparisons of the ACTIVE key with what IVS holds; that it is there is seen at each tick.
 _VERIFY_SECONDS: Final = 900.0
-
-_Value = TypeVar("_Value")
 
 _log = structlog.get_logger(__name__)
 
@@ -119,6 +103,14 @@ class RingManager:
             ring_id=ring_id,
             clock=clock,
         )
+        self._invalidator = Invalidator(
+            store=store,
+            opener=self._opener,
+            observer=self._observer,
+            taker=self._taker,
+            policy=policy,
+            clock=clock,
+        )
         self._adoption = Adoption(
             store=store,
             imported=self._imported,
@@ -149,7 +141,7 @@ class RingManager:
         KeyMismatchError as its steps do, NoSigningKeyError where no slot is free for a key, and
         RingConflictError where other processes keep changing the ring.
         """
-        walk = _Walk(self._observer, self._store, region, self._sleep)
+        walk = Walk(self._observer, self._store, region, self._sleep)
         failed: dict[str, TokenServiceError] = {}
         for _ in range(_MAX_STEPS):
             ring, facts = await walk.look()
@@ -158,7 +150,7 @@ class RingManager:
                 await self._verify(ring.active)
                 return ring.active
             steps = plan(ring, self._policy, facts, self._clock())
-            step = next(step for step in steps if _name(step) not in failed)
+            step = next(step for step in steps if step_name(step) not in failed)
             if isinstance(step, Wait):
                 for error in failed.values():
                     raise error
@@ -168,7 +160,7 @@ class RingManager:
             except RingConflictError:
                 _log.info("key_ring_changed_meanwhile", region=region)
             except TokenServiceError as error:
-                failed[_name(step)] = error
+                failed[step_name(step)] = error
         raise self._keeps_changing(region)
 
     async def tick(self, region: str, wish: RotateNow | None = None) -> RegionStatus:
@@ -177,12 +169,12 @@ class RingManager:
         Never raises for what IVS, the store or a key does: that is in the status, and logged where
         it is new. Cut off, it leaves nothing that the next tick does not put right.
         """
-        walk = _Walk(self._observer, self._store, region, self._sleep)
+        walk = Walk(self._observer, self._store, region, self._sleep)
         status = RegionStatus(region, self._clock(), "unknown")
         try:
             status = await self._walk(walk, status, wish)
         except TokenServiceError as error:
-            problem = _problem("look", error)
+            problem = problem_of("look", error)
             status = replace(status, next_step="look again", problems=(problem,), blocked=True)
         self._note(status)
         return status
@@ -207,13 +199,13 @@ class RingManager:
         Repairing is a tick, so what is due is done too. Raises IvsError, KeyMismatchError and
         StoreUnavailableError where looking fails; what a repair runs into is in the status.
         """
-        ring, facts = await _Walk(self._observer, self._store, region, self._sleep).look()
+        ring, facts = await Walk(self._observer, self._store, region, self._sleep).look()
         steps = plan(ring, self._policy, facts, self._clock())
         return ReconcileReport(
             region=region,
             dry_run=dry_run,
             findings=findings(ring, facts),
-            planned=tuple(_name(step) for step in steps if not isinstance(step, Wait)),
+            planned=tuple(step_name(step) for step in steps if not isinstance(step, Wait)),
             status=None if dry_run else await self.tick(region),
         )
 
@@ -222,14 +214,14 @@ class RingManager:
 
         `next_at` is now where something is due. Raises as `reconcile` does.
         """
-        ring, facts = await _Walk(self._observer, self._store, region, self._sleep).look()
+        ring, facts = await Walk(self._observer, self._store, region, self._sleep).look()
         now = self._clock()
         *due, rest = plan(ring, self._policy, facts, now)
-        wait = rest if isinstance(rest, Wait) else Wait(now, _name(rest))
+        wait = rest if isinstance(rest, Wait) else Wait(now, step_name(rest))
         return RegionStatus(
             region=region,
             at=now,
-            next_step=_name(due[0]) if due else wait.reason,
+            next_step=step_name(due[0]) if due else wait.reason,
             next_at=now if due else wait.until,
             blocked=wait.blocked,
             foreign_keys=facts.holdings.foreign,
@@ -291,74 +283,9 @@ class RingManager:
         Raises NotFoundError for a key that is not in the ring, StoreUnavailableError,
         RingConflictError where other processes keep changing the ring.
         """
-        for _ in range(_MAX_CONFLICTS):
-            ring = await self._store.load(region)
-            key = ring.key(key_id)
-            if key is None:
-                raise NotFoundError(f"There is no key {key_id} in {region}.", key_id=key_id)
-            successor = await self._successor(ring, key)
-            report = InvalidationReport(
-                region=region,
-                key_id=key_id,
-                arn=key.arn,
-                phase=key.phase,
-                successor=None if successor is None else successor.key_id,
-                latest_expiry=await self._observer.latest_expiry(key),
-                dry_run=dry_run,
-                deleted=key.phase is KeyPhase.DELETED,
-            )
-            if dry_run or key.phase is KeyPhase.DELETED:
-                return report
-            now = self._clock()
-            changed = [phases.invalidate(key, now=now)]
-            if successor is not None:
-                ttl = self._policy.longest_ttl
-                changed.append(phases.activate(successor, longest_ttl=ttl, now=now))
-            try:
-                ring = await self._store.save(ring, ring.with_keys(*changed))
-            except RingConflictError:
-                continue
-            _log.warning(
-                "key_invalidated",
-                region=region,
-                key_id=key_id,
-                arn=key.arn,
-                was=key.phase.value,
-                successor=report.successor,
-            )
-            return await self._finish_invalidation(ring, changed[0], report)
-        raise self._keeps_changing(region)
+        return await self._invalidator.invalidate(region, key_id, dry_run=dry_run)
 
-    async def _finish_invalidation(
-        self, ring: RingState, key: KeyRecord, report: InvalidationReport
-    ) -> InvalidationReport:
-        if key.phase is KeyPhase.DELETED:
-            return replace(report, deleted=True)
-        try:
-            await self._taker.take(ring, Delete(key))
-        except TokenServiceError as error:
-            problem = _problem("Delete", error)
-            _log.error("compromised_key_not_deleted", key_id=key.key_id, reason=error.detail)
-            return replace(report, problem=problem)
-        return replace(report, deleted=True)
-
-    async def _successor(self, ring: RingState, key: KeyRecord) -> KeyRecord | None:
-        if key is not ring.active:
-            return None
-        for standby in ring.in_phase(KeyPhase.STANDBY):
-            if standby.checked_at is None:
-                continue
-            try:
-                self_check(await self._opener.open(standby), standby.public_key_pem)
-            except (SealError, KeyMismatchError) as error:
-                _log.error("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
-                continue
-            return standby
-        return None
-
-    async def _walk(
-        self, walk: _Walk, status: RegionStatus, wish: RotateNow | None
-    ) -> RegionStatus:
+    async def _walk(self, walk: Walk, status: RegionStatus, wish: RotateNow | None) -> RegionStatus:
         failed: dict[str, Problem] = {}
         taken: list[str] = []
         conflicts = 0
@@ -367,7 +294,7 @@ class RingManager:
             self._bar(ring, facts.gone)
             facts = replace(facts, unfit=frozenset(self._unfit))
             steps = plan(ring, self._policy, facts, self._clock(), wish)
-            step = next(step for step in steps if _name(step) not in failed)
+            step = next(step for step in steps if step_name(step) not in failed)
             if isinstance(step, Wait):
                 if ring.active is not None and self._verify_due(ring.active, failed):
                     await self._verify_or_note(ring.active, failed)
@@ -385,11 +312,11 @@ class RingManager:
                 )
             try:
                 await walk.take(self._taker, ring, step)
-                taken.append(_name(step))
+                taken.append(step_name(step))
             except RingConflictError:
                 conflicts += 1
             except TokenServiceError as error:
-                failed[_name(step)] = _problem(_name(step), error)
+                failed[step_name(step)] = problem_of(step_name(step), error)
         raise self._keeps_changing(status.region)
 
     def _verify_due(self, key: KeyRecord, failed: dict[str, Problem]) -> bool:
@@ -401,7 +328,7 @@ class RingManager:
         try:
             await self._verify(key)
         except TokenServiceError as error:
-            failed[f"Verify {key.key_id}"] = _problem(f"Verify {key.key_id}", error)
+            failed[f"Verify {key.key_id}"] = problem_of(f"Verify {key.key_id}", error)
 
     def _overdue(self, ring: RingState) -> float:
         active = ring.active
@@ -468,56 +395,3 @@ class RingManager:
         return RingConflictError(
             f"The key ring of {region} keeps being changed by other processes.", region=region
         )
-
-
-class _Walk:
-    """Looks at a Region, step after step; lists IVS anew only where a step may have changed it."""
-
-    def __init__(self, observer: Observer, store: RingStore, region: str, sleep: Sleep) -> None:
-        self._sleep = sleep
-        self._observer = observer
-        self._store = store
-        self._region = region
-        self._listed: tuple[PublicKeySummary, ...] | None = None
-
-    async def look(self) -> tuple[RingState, Facts]:
-        if self._listed is None:
-            self._listed = await self._patiently(lambda: self._observer.list(self._region))
-        ring = await self._store.load(self._region)
-        listed = self._listed
-        return ring, await self._patiently(lambda: self._observer.facts(ring, listed))
-
-    async def take(self, taker: StepTaker, ring: RingState, step: Step) -> None:
-        listed = self._listed or ()
-        if isinstance(step, Adopt | Delete | Import | Sweep):
-            self._listed = None
-        await self._patiently(lambda: taker.take(ring, step, listed))
-
-    async def _patiently(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
-        # Three calls a second are few, and a throttled call has done nothing.
-        for _ in range(_THROTTLED_TRIES - 1):
-            try:
-                return await work()
-            except IvsThrottledError as error:
-                await self._sleep(min(error.retry_after or 1.0, _LONGEST_THROTTLE_SECONDS))
-        return await work()
-
-
-def _name(step: Step) -> str:
-    """Return the step and what it is about, such as `Import kabc`."""
-    match step:
-        case Rotate(old, new):
-            about = f"{old.key_id} to {new.key_id}"
-        case Sweep(arn):
-            about = arn
-        case Adopt(orphan):
-            about = orphan.arn
-        case Wait() | Generate():
-            about = ""
-        case _:
-            about = step.key.key_id
-    return f"{type(step).__name__} {about}".rstrip()
-
-
-def _problem(step: str, error: TokenServiceError) -> Problem:
-    return Problem(step, error.code, error.detail, error.retry_after)

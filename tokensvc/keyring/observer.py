@@ -59,7 +59,7 @@ class Observer:
         holdings = Holdings.sort(ring, self._ring_id, listed)
         gone = [key.key_id for key in ring.keys if await self._is_gone(key, holdings)]
         marks = {
-            key.key_id: await self._latest_expiry(key)
+            key.key_id: await self.latest_expiry(key)
             for key in ring.in_phase(KeyPhase.RETIRING)
             if key.delete_reason is None
         }
@@ -67,7 +67,7 @@ class Observer:
 
     async def latest_expiry(self, key: KeyRecord) -> float | None:
         """Return the latest `exp` of the key's tokens; None where the ledger has none."""
-        return await self._latest_expiry(key)
+        return None if self._drain is None else await self._drain.latest_expiry(key.key_id)
 
     async def _is_gone(self, key: KeyRecord, holdings: Holdings) -> bool:
         if key.phase not in _AT_IVS or key.arn is None or key.arn in holdings.arns:
@@ -87,6 +87,3 @@ class Observer:
                 "key_presence_unknown", region=key.region, key_id=key.key_id, reason=error.detail
             )
             return False
-
-    async def _latest_expiry(self, key: KeyRecord) -> float | None:
-        return None if self._drain is None else await self._drain.latest_expiry(key.key_id)
