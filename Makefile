@@ -57,6 +57,10 @@ bench: $(VENV)/.dev ## measure signatures and mints on this machine
 	@.ci/ensure-wrk
 	$(BIN)/python -m tests.bench
 
+.PHONY: bench-ledger
+bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (default 1000000)
+	$(BIN)/python -m tests.bench.ledger --rows $(or $(ROWS),1000000)
+
 .PHONY: format
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

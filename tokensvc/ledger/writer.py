@@ -40,7 +40,7 @@ from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions, insert_absent, insert_rows
 from tokensvc.tokens.claims import StageEndpoints
 
-__all__ = ["MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
+__all__ = ["COLUMNS", "MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
 
 Durability: TypeAlias = Literal["durable", "relaxed"]
 
@@ -51,7 +51,7 @@ MAX_WAITING_ROWS: Final = 20_000
 MAX_ROWS_PER_COMMIT: Final = 2_000
 RETRY_AFTER_SECONDS: Final = 1.0
 
-_COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
+COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
 
 _log = structlog.get_logger(__name__)
 
@@ -232,7 +232,7 @@ class LedgerWriter:
                 for row in of_entry
             ]
             if values:
-                insert_rows(connection, issued_tokens, _COLUMNS, values)
+                insert_rows(connection, issued_tokens, COLUMNS, values)
             return late
 
         late = await self._transactions.run("record tokens", work)
