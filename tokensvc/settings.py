@@ -449,7 +449,7 @@ class _Environment(environs.Env):
             self._from_files[name] = Path(path).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as fault:
             reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
-            raise ConfigurationError(f"{file_name}: cannot read {path}: {reason}") from None
+            raise ConfigurationError(f"{file_name}: cannot read {path!r}: {reason}") from None
         return f"file {path}"
 
     def _get_value(self, env_key: str, default: Any) -> Any:
