@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from tokensvc.errors import (
+    IvsThrottledError,
     KeyMismatchError,
     NoSigningKeyError,
     NotFoundError,
@@ -380,7 +381,10 @@ class RingManager:
             if before is not None:
                 _log.info("key_ring_healthy", region=status.region, next_step=status.next_step)
             return
-        _log.error(
+        # A spent budget of calls passes by itself; nobody needs to get up for it.
+        passing = all(problem.code == IvsThrottledError.code for problem in status.problems)
+        report = _log.warning if passing and not status.overdue else _log.error
+        report(
             "key_ring_needs_attention",
             region=status.region,
             next_step=status.next_step,
