@@ -170,9 +170,10 @@ def _read_key(path: Path) -> bytes:
 
 
 def _print_invalidation(answer: InvalidationAnswer) -> None:
-    would = "would be " if answer.dry_run else ""
-    done = "deleted at IVS" if answer.deleted or answer.dry_run else "not yet deleted at IVS"
-    click.echo(f"{answer.region}: key {answer.key_id} ({answer.phase}) {would}{done}")
+    done = "is deleted at IVS" if answer.deleted else "is not yet deleted at IVS"
+    if answer.dry_run and not answer.deleted:
+        done = "would be deleted at IVS"
+    click.echo(f"{answer.region}: key {answer.key_id} ({answer.phase}) {done}")
     signed = answer.phase == "ACTIVE"
     signs = answer.successor if answer.dry_run and signed else answer.active_key_id
     click.echo(f"  then signs: {signs or 'nothing; tokens come from CreateParticipantToken'}")
