@@ -100,8 +100,8 @@ def import_(private_key_file: Path, arn: str, as_json: bool) -> int:
     """Take a key that was made elsewhere into the ring, as STANDBY.
 
     Its public half must be in IVS already (console or ImportPublicKey); that they belong together is
-    checked. From then on it is like any other key: it signs from the next rotation on, and is deleted
-    at IVS when its tokens have expired. Delete the file afterwards.
+    checked. From then on it is like any other key: it signs when its turn comes, or by `keys rotate
+    --to`, and is deleted at IVS when its tokens have expired. Delete the file afterwards.
     """
 
     async def work(parts: Parts) -> KeyAnswer:
@@ -120,7 +120,7 @@ def import_(private_key_file: Path, arn: str, as_json: bool) -> int:
         print_json(key)
     else:
         click.echo(f"{key.region}: key {key.key_id} is {key.phase}, under {key.arn}")
-        click.echo(f"  it signs from {moment(key.next_at)} on; sooner: `tokensvc keys rotate`")
+        click.echo(f"  let it sign: `tokensvc keys rotate --to {key.key_id}`")
     return 0
 
 

@@ -27,6 +27,7 @@ _SHORTEST_PAUSE_SECONDS: Final = 1.0
 
 @click.command(epilog=EXIT_CODES)
 @click.option("--region", help="Only this Region.  [default: every one of TOKENSVC_REGIONS]")
+@click.option("--to", metavar="KEY_ID", help="Let this STANDBY key sign.  [default: the oldest]")
 @click.option("--if-due", is_flag=True, help="Do what is due by the policy, and nothing else.")
 @click.option(
     "--wait",
@@ -37,7 +38,9 @@ _SHORTEST_PAUSE_SECONDS: Final = 1.0
     help="Keep trying for so long, where it is not possible yet.",
 )
 @json_option
-def rotate(region: str | None, if_due: bool, wait_seconds: float, as_json: bool) -> int:
+def rotate(
+    region: str | None, to: str | None, if_due: bool, wait_seconds: float, as_json: bool
+) -> int:
     """Let the STANDBY key sign from now on; no token breaks by it.
 
     Not possible while there is no standby that IVS has held for TOKENSVC_STANDBY_MIN_AGE seconds.
@@ -45,10 +48,15 @@ def rotate(region: str | None, if_due: bool, wait_seconds: float, as_json: bool)
     the next standby.
     """
 
+    if if_due and to is not None:
+        raise click.UsageError("--to and --if-due contradict each other")
+
     async def work(parts: Parts) -> list[RotationAnswer]:
         give_up_at = time.monotonic() + wait_seconds
         wanted = parts.keys.wanted(region)
-        jobs = (_Job(parts, one, if_due, give_up_at).run() for one in wanted)
+        if to is not None:
+            wanted = parts.keys.wanted((await parts.keys.key(to)).region)
+        jobs = (_Job(parts, one, to, if_due, give_up_at).run() for one in wanted)
         return list(await asyncio.gather(*jobs))
 
     answers = with_parts(work)
@@ -63,9 +71,12 @@ def rotate(region: str | None, if_due: bool, wait_seconds: float, as_json: bool)
 
 
 class _Job:
-    def __init__(self, parts: Parts, region: str, if_due: bool, give_up_at: float) -> None:
+    def __init__(
+        self, parts: Parts, region: str, to: str | None, if_due: bool, give_up_at: float
+    ) -> None:
         self._keys = parts.keys
         self._region = region
+        self._to = to
         self._if_due = if_due
         self._give_up_at = give_up_at
 
@@ -84,7 +95,7 @@ class _Job:
     async def _try(self, first: str | None) -> RotationAnswer:
         if self._if_due:
             return await self._keys.rotate_if_due(self._region)
-        return await self._keys.rotate_region(self._region, unless_replaced=first)
+        return await self._keys.rotate_region(self._region, unless_replaced=first, to=self._to)
 
 
 def _pause(answer: RotationAnswer) -> float:

@@ -107,9 +107,9 @@ class KeyOperations:
         return RotationsAnswer(list(await asyncio.gather(*regions)))
 
     async def rotate_region(
-        self, region: str, *, unless_replaced: str | None = None
+        self, region: str, *, unless_replaced: str | None = None, to: str | None = None
     ) -> RotationAnswer:
-        """Replace the ACTIVE key of one Region, as far as that can be now.
+        """Replace the ACTIVE key of one Region, as far as that can be now, by `to` where given.
 
         With `unless_replaced`, a key id, only while that key is the ACTIVE one. Raises
         StoreUnavailableError; what else goes wrong is in the answer.
@@ -119,7 +119,7 @@ class KeyOperations:
         if unless_replaced not in (None, old):
             return await self._answer(region, unless_replaced, await self._look(region))
         try:
-            status = await self._manager.rotate(region)
+            status = await self._manager.rotate(region, to=to)
         except TokenServiceError as error:
             status = self._failed(region, "Rotate", error)
         return await self._answer(region, old, status)
