@@ -15,21 +15,24 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, MetaData, text
 
+from tokensvc.store.tables import issued_tokens
 from tokensvc.tokens.limits import MAX_CONNECTION_TTL_SECONDS
 
 __all__ = [
-    "DEFAULT_PARTITION",
     "add_missing_partitions",
     "add_partition",
+    "default_partition",
     "drop_partition",
     "expired_partitions",
     "missing_partitions",
 ]
 
-DEFAULT_PARTITION: Final = "issued_tokens_default"
 _PREFIX: Final = "issued_tokens_"
+_DEFAULT: Final = "issued_tokens_default"
+default_partition: Final = issued_tokens.to_metadata(MetaData(), name=_DEFAULT)
+"""What no day's partition takes; PostgreSQL only."""
 _DAY_SECONDS: Final = 86_400
 _DAYS_AHEAD: Final = MAX_CONNECTION_TTL_SECONDS // _DAY_SECONDS + 2
 """No token lives longer than 28 days; and a day for clocks and sweeps that are late."""
@@ -97,10 +100,10 @@ def _add(connection: Connection, day: date) -> None:
         )
     )
     # The lock that ATTACH takes; taken now, nothing comes in between the move and that.
-    connection.execute(text(f"LOCK TABLE {DEFAULT_PARTITION} IN ACCESS EXCLUSIVE MODE"))
+    connection.execute(text(f"LOCK TABLE {_DEFAULT} IN ACCESS EXCLUSIVE MODE"))
     connection.execute(
         text(
-            f"WITH moved AS (DELETE FROM {DEFAULT_PARTITION}"  # noqa: S608 - as above
+            f"WITH moved AS (DELETE FROM {_DEFAULT}"  # noqa: S608 - as above
             f" WHERE exp >= {start} AND exp < {end} RETURNING *)"
             f" INSERT INTO {name} SELECT * FROM moved"
         )
@@ -117,7 +120,7 @@ def _days(connection: Connection) -> list[date]:
     return [
         datetime.strptime(name.removeprefix(_PREFIX), "%Y%m%d").replace(tzinfo=UTC).date()
         for name in names
-        if name != DEFAULT_PARTITION
+        if name != _DEFAULT
     ]
 
 

@@ -11,7 +11,9 @@ another's sake (a deadlock) runs again.
 
 `insert_rows` exists because of the interpreter's lock: sqlite3 gives it up and takes it back for every
 row of an `executemany`, and beside a busy event loop each taking waits up to 5 ms. Measured here:
-180 rows a second with `executemany`, 30,000 with many rows in one statement.
+180 rows a second with `executemany`, 30,000 with many rows in one statement. On PostgreSQL a column is
+one array, so that one prepared statement does for any number of rows (docs/adr/0011-postgresql.md has the
+figures, beside those of COPY).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Column, Connection, Engine, Float, Integer, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,7 +45,10 @@ MAX_ATTEMPTS: Final = 4
 """Of a transaction that a deadlock, or a conflict of the same kind, has ended."""
 
 MAX_PARAMETERS: Final = 32_000
-"""Of one statement; SQLite takes 32,766 and PostgreSQL's protocol 65,535 (asyncpg 32,767)."""
+"""Of one statement; SQLite takes 32,766."""
+
+ROWS_PER_STATEMENT: Final = 500
+"""On PostgreSQL, whose driver encodes them on the event loop: 1 to 2 ms."""
 
 
 class Transactions(Protocol):
@@ -137,26 +142,44 @@ def insert_rows(
 
     Values go to the driver as they are: only for columns of text and numbers.
     """
+    if connection.dialect.name == "postgresql":
+        statement = _unnest_statement(table, columns)
+        for start in range(0, len(rows), ROWS_PER_STATEMENT):
+            some = rows[start : start + ROWS_PER_STATEMENT]
+            connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
+        return
     at_once = MAX_PARAMETERS // len(columns)
     for start in range(0, len(rows), at_once):
         some = rows[start : start + at_once]
-        statement = _insert_statement(table, columns, len(some), connection.dialect.paramstyle)
+        statement = _values_statement(table, columns, len(some))
         connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
 
 
 @lru_cache(maxsize=256)
-def _insert_statement(table: Table, columns: tuple[str, ...], count: int, paramstyle: str) -> str:
-    width = len(columns)
-    if paramstyle == "numeric_dollar":
-        row_texts = [
-            "(" + ", ".join(f"${row * width + column + 1}" for column in range(width)) + ")"
-            for row in range(count)
-        ]
-    else:
-        mark = "?" if paramstyle == "qmark" else "%s"
-        row_texts = ["(" + ", ".join([mark] * width) + ")"] * count
+def _values_statement(table: Table, columns: tuple[str, ...], count: int) -> str:
+    row_texts = ["(" + ", ".join(["?"] * len(columns)) + ")"] * count
     # Names of our own tables and columns; every value is a parameter.
     return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join(row_texts)}"  # noqa: S608
+
+
+@lru_cache(maxsize=16)
+def _unnest_statement(table: Table, columns: tuple[str, ...]) -> str:
+    arrays = (
+        f"${number}::{_array_type(table.c[name])}" for number, name in enumerate(columns, start=1)
+    )
+    # As above.
+    return (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608
+    )
+
+
+def _array_type(column: Column[Any]) -> str:
+    if isinstance(column.type, Integer):
+        return "bigint[]"
+    if isinstance(column.type, Float):
+        return "float8[]"
+    # Not VARCHAR(n): a cast to that cuts what is too long, and says nothing.
+    return "text[]"
 
 
 def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
