@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 __all__ = [
+    "AuditUnavailableError",
     "BannedError",
     "BodyTooLargeError",
     "ConfigurationError",
@@ -299,6 +300,14 @@ class OverloadedError(TokenServiceError):
     code = "overloaded"
     status = 503
     title = "Overloaded"
+
+
+class AuditUnavailableError(TokenServiceError):
+    """Audit records are required (`TOKENSVC_AUDIT_REQUIRED`) and cannot be written now."""
+
+    code = "audit_unavailable"
+    status = 503
+    title = "Audit unavailable"
 
 
 class StoreRefusedError(TokenServiceError):

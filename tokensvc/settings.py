@@ -55,6 +55,10 @@ def _choice(*allowed: str) -> Reader:
     return lambda env, name: env.str(name, validate=validate.OneOf(allowed)).lower()
 
 
+def _flag(env: environs.Env, name: str) -> bool:
+    return env.bool(name)
+
+
 def _whole(low: int, high: int) -> Reader:
     return lambda env, name: env.int(name, validate=validate.Range(low, high))
 
@@ -272,6 +276,35 @@ class Settings:
     log_format: str = _setting(
         "json, one object a line, or console.", _choice("json", "console"), "json"
     )
+    audit: str | None = _setting(
+        "Where audit records are appended: a file, or stdout. Without it there are none.",
+        _text,
+        None,
+    )
+    audit_user_ids: str = _setting(
+        "User ids in audit records: hashed (HMAC-SHA-256 under the audit key), or plain.",
+        _choice("hashed", "plain"),
+        "hashed",
+    )
+    audit_key_file: Path = _setting(  # noqa: RUF009 - as above
+        "File of the key that hashes user ids, made where it is missing; default: audit.key in the"
+        " data folder. Replicas that share it hash alike.",
+        _path,
+        Path(),
+        path=True,
+    )
+    audit_interval: float = _setting(
+        "How often mints are told, in summary; a crash loses the counts since.",
+        _number(1, 3600),
+        60.0,
+        unit="seconds",
+    )
+    audit_required: bool = _setting(
+        "true: while audit records cannot be written, requests are refused and the process is not"
+        " ready.",
+        _flag,
+        False,
+    )
     workers: int = _setting("Serving processes.", _whole(1, 64), 1, unit="processes")
     max_connections: int = _setting(
         "Connections of one worker; more are answered 503.",
@@ -378,6 +411,8 @@ class Settings:
             object.__setattr__(self, "database_url", url)
         if self.master_key_file == Path():
             object.__setattr__(self, "master_key_file", self.data_dir / "master.key")
+        if self.audit_key_file == Path():
+            object.__setattr__(self, "audit_key_file", self.data_dir / "audit.key")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:
