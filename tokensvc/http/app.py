@@ -35,7 +35,8 @@ from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
-from tokensvc.http.token_routes import TOKEN_ROUTES
+from tokensvc.http.short_way import ShortWay
+from tokensvc.http.token_routes import TOKEN_ROUTES, mint
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.keyring.loop import RotationLoop
 from tokensvc.ledger import LedgerJanitor
@@ -146,7 +147,9 @@ def create_app(
             background.append(loop.run())
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
+            edge.short_way = ShortWay(app, "POST", "/v1/tokens", mint.fn)
             yield
+            edge.short_way = None
             _log.info("service_stopping")
         install(app.state, None)
 

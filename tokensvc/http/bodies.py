@@ -71,8 +71,12 @@ async def read_optional_json(request: Request[Any, Any, Any], limit: int) -> obj
 
 
 async def _read(request: Request[Any, Any, Any], limit: int, seconds: float) -> bytes:
-    headers = facts_of(request.scope).headers
-    declared = headers.get(b"content-length", b"")
+    facts = facts_of(request.scope)
+    if facts.body is not None:
+        if len(facts.body) > limit:
+            raise _too_large(limit)
+        return facts.body
+    declared = facts.headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > limit:
         raise _too_large(limit)
     chunks: list[bytes] = []

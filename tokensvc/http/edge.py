@@ -17,8 +17,11 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from tokensvc.errors import OverloadedError, TokenServiceError
+from tokensvc.http.answers import Answer
 from tokensvc.http.facts import RequestFacts, facts_of, keep_facts
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.http.short_way import ShortWay
+from tokensvc.telemetry.access_log import AccessLog
 from tokensvc.telemetry.metrics import Metrics
 
 __all__ = ["Edge"]
@@ -43,10 +46,11 @@ class Edge:
         self.app = app
         self.startup_error: TokenServiceError | None = None
         """Why the service did not start, where that is the operator's to mend; else None."""
+        self.short_way: ShortWay | None = None
+        """For requests that need not go through Litestar's routing; None while nothing is served."""
         self._metrics = metrics
         self._clock = perf_counter
-        # Bound once: finding out anew for each line how to log takes half as long as logging it.
-        self._log = structlog.get_logger("tokensvc.http.access").bind()
+        self._access = AccessLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through the server's lifespan."""
@@ -58,17 +62,12 @@ class Edge:
     async def refuse_overload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request with 503 and close its connection: there are too many of them."""
 
-        async def refuse(scope: Scope, _receive: Receive, send: Send) -> None:
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
             facts = facts_of(scope)
             facts.code = OverloadedError.code
             error = OverloadedError("Too many connections.", retry_after=_RETRY_SECONDS)
-            await _send_problem(
-                error,
-                facts.request_id,
-                send,
-                (b"connection", b"close"),
-                (b"retry-after", b"%d" % _RETRY_SECONDS),
-            )
+            fields = (("connection", "close"), ("retry-after", str(_RETRY_SECONDS)))
+            await _problem(error, facts.request_id, *fields)(scope, receive, send)
 
         await self._answer(cast("HTTPScope", scope), receive, send, refuse)
 
@@ -82,9 +81,9 @@ class Edge:
         await self.app(scope, receive, send_without_traceback)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, app: ASGIApp) -> None:
-        facts = RequestFacts(scope, self._clock())
+        facts = RequestFacts(scope["headers"], self._clock())
         keep_facts(scope, facts)
-        own_headers = [*_SECURITY_HEADERS, (b"x-request-id", facts.request_id.encode())]
+        own_headers = _own_headers(facts)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -97,22 +96,52 @@ class Edge:
             await app(scope, receive, send_with_headers)
         except Exception:
             # Litestar answers what handlers raise; this is what went wrong in answering.
-            self._log.exception("answer_failed")
-            facts.code = TokenServiceError.code
+            answer = self._failed(facts)
             if facts.status:
                 raise
-            error = TokenServiceError("Something unexpected went wrong.")
-            await _send_problem(error, facts.request_id, send_with_headers)
+            await answer(scope, receive, send_with_headers)
         finally:
-            self._note(scope, facts)
+            route = str(scope.get("path_template") or "unmatched")
+            self._note(scope["method"], route, facts)
             structlog.contextvars.reset_contextvars(**bound)
 
-    def _note(self, scope: HTTPScope, facts: RequestFacts) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        route = str(scope.get("path_template") or "unmatched")
+    async def answer_at_once(
+        self, short: ShortWay, sent: list[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Answer a whole request by its handler, without the way there; return status, headers, body.
+
+        The handler is the one that Litestar would call, with the same facts at hand, and what it
+        returns or raises becomes the same answer. `sent` are the headers, names in lower case. For a
+        task that is this request's alone.
+        """
+        facts = RequestFacts(sent, self._clock(), body)
+        structlog.contextvars.bind_contextvars(request_id=facts.request_id)
+        try:
+            try:
+                answer = await short.answer(facts)
+            except Exception:  # noqa: BLE001 - logged, and answered
+                answer = self._failed(facts)
+            facts.status = answer.status_code
+            return (
+                answer.status_code,
+                [*answer.headers_to_send(), *_own_headers(facts)],
+                answer.body,
+            )
+        finally:
+            self._note(short.method, short.path, facts, soon=True)
+
+    def _failed(self, facts: RequestFacts) -> Answer:
+        self._access.exception("answer_failed")
+        facts.code = TokenServiceError.code
+        return _problem(TokenServiceError("Something unexpected went wrong."), facts.request_id)
+
+    def _note(
+        self, sent_method: str, route: str, facts: RequestFacts, *, soon: bool = False
+    ) -> None:
+        method = sent_method if sent_method in _METHODS else "OTHER"
         self._metrics.request_answered(method, route, facts.status, facts.code)
-        self._log.info(
-            "request",
+        self._access.note(
+            soon=soon,
             method=method,
             route=route,
             status=facts.status,
@@ -122,19 +151,14 @@ class Edge:
         )
 
 
-async def _send_problem(
-    error: TokenServiceError, request_id: str, send: Send, *headers: tuple[bytes, bytes]
-) -> None:
-    body = encode_problem(error, request_id)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": error.status,
-            "headers": [
-                (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
-                (b"content-length", b"%d" % len(body)),
-                *headers,
-            ],
-        }
+def _own_headers(facts: RequestFacts) -> list[tuple[bytes, bytes]]:
+    return [*_SECURITY_HEADERS, (b"x-request-id", facts.request_id.encode())]
+
+
+def _problem(error: TokenServiceError, request_id: str, *fields: tuple[str, str]) -> Answer:
+    return Answer(
+        encode_problem(error, request_id),
+        error.status,
+        fields=fields,
+        media=PROBLEM_MEDIA_TYPE.encode(),
     )
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from litestar.types import HTTPScope, Scope
@@ -27,16 +28,20 @@ class RequestFacts:
     values passes for the only one.
     """
 
-    __slots__ = ("caller_id", "code", "headers", "request_id", "started", "status")
+    __slots__ = ("body", "caller_id", "code", "headers", "request_id", "started", "status")
 
-    def __init__(self, scope: HTTPScope, started: float) -> None:
+    def __init__(
+        self, sent: Iterable[tuple[bytes, bytes]], started: float, body: bytes | None = None
+    ) -> None:
+        """Read the headers that were `sent`; `body` is the whole body where it is there already."""
         headers: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
+        for name, value in sent:
             if name in _WANTED:
                 headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
         given = headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(10)
         self.headers = headers
+        self.body = body
         self.started = started
         self.caller_id: str | None = None
         self.code = ""

@@ -26,6 +26,7 @@ from tokensvc.errors import (
     TokenServiceError,
     UnauthenticatedError,
 )
+from tokensvc.http.answers import Answer
 from tokensvc.http.facts import facts_of
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "allowed_methods",
     "answer_exception",
     "encode_problem",
+    "problem_answer",
     "problem_of",
 ]
 
@@ -112,6 +114,17 @@ def encode_problem(
 
 def answer_exception(request: Request[Any, Any, Any], raised: Exception) -> Response[bytes]:
     """Turn whatever a handler or the router raised into a problem response; Litestar calls this."""
+    answer = problem_answer(request, raised)
+    return Response(
+        answer.body,
+        status_code=answer.status_code,
+        media_type=PROBLEM_MEDIA_TYPE,
+        headers=dict(answer.fields),
+    )
+
+
+def problem_answer(request: Request[Any, Any, Any], raised: Exception) -> Answer:
+    """Return the answer to a request whose handler raised; it is logged where it is our fault."""
     facts = facts_of(request.scope)
     error = _as_ours(raised)
     facts.code = error.code
@@ -119,11 +132,11 @@ def answer_exception(request: Request[Any, Any, Any], raised: Exception) -> Resp
         _log.error("unexpected_error", exc_info=raised)
     elif error.status >= _SERVER_FAULT:
         _log.warning("request_failed", code=error.code, detail=error.detail, context=error.context)
-    return Response(
+    return Answer(
         encode_problem(error, facts.request_id),
-        status_code=error.status,
-        media_type=PROBLEM_MEDIA_TYPE,
-        headers=_headers(error, request),
+        error.status,
+        fields=_headers(error, request).items(),
+        media=PROBLEM_MEDIA_TYPE.encode(),
     )
 
 

@@ -12,12 +12,13 @@ from http import HTTPStatus
 from typing import Final
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tokensvc.errors import InvalidRequestError, TokenServiceError
 from tokensvc.http.edge import Edge
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.http.short_way import ShortWay
 
 __all__ = ["HEAD_SECONDS", "MAX_HEAD_BYTES", "BoundedHttpProtocol"]
 
@@ -46,6 +47,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._short: ShortWay | None = None
+        self._chunks: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
@@ -60,6 +63,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
         super().data_received(data)
+        if self._short is not None:
+            self._go_the_long_way()
         if not self._in_head or self.transport.is_closing():
             return
         self._head_bytes += len(data)
@@ -86,7 +91,92 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             or len(self.tasks) >= self._max_connections
         )
         self.app = self._edge.refuse_overload if crowded else self._edge
+        self._short = None if crowded else self._short_way()
+        if self._short is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._short is None:
+            super().on_body(body)
+        else:
+            self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        """Answer a request that came whole and takes the short way; end the body of any other."""
+        if self._short is None:
+            super().on_message_complete()
+            return
+        short, self._short = self._short, None
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        self.cycle = cycle = _ShortCycle()  # type: ignore[assignment]
+        cycle.task = self.loop.create_task(self._answer(cycle, short, self.headers, body))
+        self.tasks.add(cycle.task)
+
+    def _short_way(self) -> ShortWay | None:
+        """Return the short way, if the head that has just ended is of a request that may take it.
+
+        That is one for its very URL, in HTTP/1.1 on a connection that stays open, with nothing to be
+        answered before it, whose body has a length and waits for no go-ahead.
+        """
+        short = self._edge.short_way
+        if (
+            short is None
+            or self.url != short.url
+            or self.expect_100_continue
+            or self.parser.get_method() != short.verb
+            or self.parser.get_http_version() != "1.1"
+            or not self.parser.should_keep_alive()
+            or self.parser.should_upgrade()
+            or self._is_answering()
+        ):
+            return None
+        for name, _ in self.headers:
+            if name == b"transfer-encoding":
+                return None
+        return short
+
+    def _is_answering(self) -> bool:
+        before: object = self.cycle
+        return before is not None and not self.cycle.response_complete
+
+    def _go_the_long_way(self) -> None:
+        # The body is not all there: what has come so far is handed on.
+        self._short = None
         super().on_headers_complete()
+        for chunk in self._chunks:
+            super().on_body(chunk)
+        self._chunks.clear()
+
+    async def _answer(
+        self, cycle: _ShortCycle, short: ShortWay, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        try:
+            status, fields, content = await self._edge.answer_at_once(short, headers, body)
+            if self.flow.write_paused and not cycle.disconnected:
+                await self.flow.drain()
+            if cycle.disconnected or self.transport.is_closing():
+                return
+            head = [STATUS_LINE[status]]
+            for name, value in self.server_state.default_headers:
+                head += (name, b": ", value, b"\r\n")
+            closes = not cycle.keep_alive
+            for name, value in fields:
+                head += (name, b": ", value, b"\r\n")
+                closes = closes or name == b"connection"
+            if not cycle.keep_alive:
+                head.append(b"connection: close\r\n")
+            head += (b"\r\n", content)
+            self.transport.write(b"".join(head))
+            cycle.response_complete = True
+            if closes:
+                self.transport.close()
+            self.on_response_complete()
+        finally:
+            self.tasks.discard(cycle.task)
+            if not cycle.response_complete:
+                self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn has the words
         """Answer what is not HTTP; uvicorn calls this."""
@@ -115,3 +205,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
+
+
+class _ShortCycle:
+    """What uvicorn's protocol wants to know of a request that it does not answer itself.
+
+    `message_event`, which it sets when a connection ends, is this object: the body is there already,
+    and nobody waits for it.
+    """
+
+    __slots__ = ("disconnected", "keep_alive", "response_complete", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+
+    @property
+    def message_event(self) -> _ShortCycle:
+        return self
+
+    def set(self) -> None:
+        """Do nothing."""

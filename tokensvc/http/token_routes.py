@@ -29,6 +29,7 @@ from tokensvc.errors import (
     TokenServiceError,
 )
 from tokensvc.http import examples
+from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
@@ -50,7 +51,7 @@ from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.exchange import parse_exchange_request
 from tokensvc.tokens.validate import parse_defaults, parse_token_request
 
-__all__ = ["TOKEN_ROUTES"]
+__all__ = ["TOKEN_ROUTES", "mint"]
 
 _JSON: Final = "application/json"
 ISSUING_PROBLEMS: Final = (
@@ -81,7 +82,7 @@ _encode = msgspec.json.Encoder().encode
         )
     ),
 )
-async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def mint(request: Request[Any, Any, Any]) -> Answer:
     """Issue a token for one participant of a stage."""
     service = service_of(request)
     facts = authorize(request, service, "tokens:mint")
@@ -94,7 +95,7 @@ async def mint(request: Request[Any, Any, Any]) -> ASGIResponse:
     issued = await service.desk.mint(wanted, facts.caller_id, ref)
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
-    return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
+    return Answer(_encode(issued), 201)
 
 
 @post(

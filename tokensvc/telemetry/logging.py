@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -18,7 +19,7 @@ from structlog.typing import Processor
 
 from tokensvc.telemetry.redaction import redact_event
 
-__all__ = ["configure_logging"]
+__all__ = ["configure_logging", "json_line_writer"]
 
 _QUIET: Final = ("asyncio", "aiosqlite", "boto3", "botocore", "s3transfer", "urllib3")
 """Libraries whose lower levels describe whole requests: warnings and worse only, at any level."""
@@ -44,7 +45,7 @@ def configure_logging(
             _renderer(log_format),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=_NamedLoggers(stream),
+        logger_factory=_NamedLoggers(stream, says_info=threshold <= logging.INFO),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)
@@ -66,6 +67,19 @@ def configure_logging(
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
 
 
+def json_line_writer(name: str) -> Callable[[str], None] | None:
+    """Return what writes finished lines of the logger `name` where they are JSON and info is logged.
+
+    None where lines of that logger are to go through the processors, as now configured: they are
+    rendered otherwise, dropped, or looked at by somebody else.
+    """
+    config = structlog.get_config()
+    factory, last = config["logger_factory"], config["processors"][-1]
+    if isinstance(factory, _NamedLoggers) and factory.says_info and last is _render_json:
+        return factory(name).msg
+    return None
+
+
 class _NamedLine(structlog.WriteLogger):
     """Writes lines, and knows the name that `get_logger` was given."""
 
@@ -75,8 +89,9 @@ class _NamedLine(structlog.WriteLogger):
 
 
 class _NamedLoggers:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, says_info: bool) -> None:
         self._stream = stream
+        self.says_info = says_info
 
     def __call__(self, *args: Any) -> _NamedLine:
         return _NamedLine(self._stream, args[0] if args else None)

@@ -1,0 +1,263 @@
+"""The short way of a mint answers as the long one does: same answers, log lines, counts and ledger rows."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.http.support import OTHER_REGION, Service, stage_arn
+from tests.http.test_server import Listening, listening
+from tokensvc.http.edge import Edge
+
+UNKNOWN_CALLER = b"Bearer tsk_000000000000_" + b"A" * 43
+FRESH = {"token", "participantId", "requestId"}
+"""What no two answers have in common."""
+
+
+class Seen(NamedTuple):
+    """All that is to be seen of one request."""
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+    lines: list[dict[str, Any]]
+    counts: dict[str, float]
+    rows: list[tuple[Any, ...]]
+
+
+class Watcher:
+    """Sends a request one way or the other and looks at everything that comes of it."""
+
+    def __init__(self, server: Listening, log: io.StringIO) -> None:
+        self.server = server
+        self.log = log
+        self.app: Edge = server.server.config.loaded_app
+        self.short = 0
+        answer_at_once = self.app.answer_at_once
+
+        async def counted(*arguments: Any) -> Any:
+            self.short += 1
+            return await answer_at_once(*arguments)
+
+        self.app.answer_at_once = counted  # type: ignore[method-assign]
+
+    async def see(self, body: bytes, headers: dict[str, bytes], *, short: bool) -> Seen:
+        given = {
+            "host": b"x",
+            "authorization": self.server.service.authorization()["authorization"].encode(),
+            "content-type": b"application/json",
+            "x-request-id": b"the-one",
+            **headers,
+        }
+        lines = [b"%b: %b\r\n" % (n.title().encode(), v) for n, v in given.items() if v != b""]
+        length = b"Content-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/tokens HTTP/1.1\r\n" + b"".join(lines) + length
+        connection = await self.server.connect()
+        counts, rows, taken = self._counts(), self._rows(), self.short
+        self.log.seek(0)
+        self.log.truncate()
+        if short:
+            await connection.say(head + body)
+        else:
+            await connection.say(head)
+            # The head is read alone, so the body is waited for: that is the long way.
+            while not any(c.cycle for c in self._connections()):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await connection.say(body)
+        status, answered, content = await connection.answer()
+        await asyncio.sleep(0)
+        assert (self.short > taken) is short
+        connection.writer.close()
+        while self.server.server.server_state.connections:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        answered.pop("date")
+        answered.pop("content-length")
+        return Seen(
+            status,
+            answered,
+            {name: value for name, value in content.items() if name not in FRESH},
+            [
+                {name: value for name, value in json.loads(line).items() if name not in _TIMES}
+                for line in self.log.getvalue().splitlines()
+            ],
+            {name: count - counts.get(name, 0) for name, count in self._counts().items()},
+            self._rows()[len(rows) :],
+        )
+
+    def _connections(self) -> list[Any]:
+        return list(self.server.server.server_state.connections)
+
+    def _counts(self) -> dict[str, float]:
+        text = self.app._metrics.render().decode()
+        found = re.findall(
+            r"^(tokensvc_\w*(?:_total|_count)(?:{[^}]*})?) (\S+)$", text, re.MULTILINE
+        )
+        return {name: float(count) for name, count in found}
+
+    def _rows(self) -> list[tuple[Any, ...]]:
+        path = make_url(self.server.service.settings.database_url).database
+        connection = sqlite3.connect(str(path))
+        try:
+            names = (
+                "kind, stage_arn, region, user_id, key_id, key_arn, caller_id, issuer, iat, exp,"
+                " endpoints_id"
+            )
+            return connection.execute(
+                f"SELECT {names} FROM issued_tokens ORDER BY row_id"
+            ).fetchall()
+        finally:
+            connection.close()
+
+
+_TIMES = {"ms", "time"}
+
+
+@pytest.fixture
+async def watcher(stopped: Service, log: io.StringIO) -> AsyncIterator[Watcher]:
+    # Small, so that a body too large still comes in one piece.
+    stopped.settings = replace(stopped.settings, max_body_bytes=8_192)
+    async with listening(stopped) as server:
+        yield Watcher(server, log)
+
+
+REQUESTS: dict[str, tuple[bytes, dict[str, bytes], int]] = {
+    "least": (json.dumps({"stageArn": stage_arn()}).encode(), {}, 201),
+    "everything": (
+        json.dumps(
+            {
+                "stageArn": stage_arn("stage2"),
+                "userId": "Jos\u00e9",
+                "duration": 5,
+                "capabilities": ["SUBSCRIBE"],
+                "attributes": {"name": "\u65e5\u672c"},
+                "issuer": "local",
+            }
+        ).encode(),
+        {"content-type": b"application/json; charset=utf-8"},
+        201,
+    ),
+    "by IVS": (json.dumps({"stageArn": stage_arn(), "issuer": "ivs"}).encode(), {}, 201),
+    "no key": (b'{"stageArn":"x"}', {"authorization": b""}, 401),
+    "unknown caller": (b"{}", {"authorization": UNKNOWN_CALLER}, 401),
+    "no JSON": (b"{", {}, 400),
+    "blank": (b" ", {}, 400),
+    "not UTF-8": (b'"\xff"', {}, 400),
+    "bad fields": (b'{"stageArn":5,"userid":"a","duration":0}', {}, 400),
+    "Region not served": (
+        json.dumps({"stageArn": stage_arn(region=OTHER_REGION)}).encode(),
+        {},
+        400,
+    ),
+    "unknown stage": (json.dumps({"stageArn": stage_arn("nobodys")}).encode(), {}, 404),
+    "media type": (b"{}", {"content-type": b"text/plain"}, 415),
+    "no media type": (b"{}", {"content-type": b""}, 415),
+    "bad idempotency key": (b"{}", {"idempotency-key": b"a b"}, 400),
+    "id that looks like a token": (b"{}", {"x-request-id": b"eyJhbGciOiJ.eyJleHAiOj.c2ln"}, 400),
+    "too large": (b'{"userId":"' + b"a" * 9_000 + b'"}', {}, 413),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_both_ways_answer_the_same(watcher: Watcher, name: str):
+    body, headers, status = REQUESTS[name]
+    # What is looked up once is looked up by neither of the two.
+    await watcher.see(body, headers, short=True)
+    short = await watcher.see(body, headers, short=True)
+    long = await watcher.see(body, headers, short=False)
+    assert short == long
+    assert short.status == status
+    assert len(short.rows) == (status == 201)
+    assert [line["event"] for line in short.lines] == ["request"]
+
+
+async def test_a_repeated_request_gets_its_token_by_either_way(watcher: Watcher):
+    body = REQUESTS["least"][0]
+    first = await watcher.see(body, {"idempotency-key": b"one"}, short=True)
+    again = [
+        await watcher.see(body, {"idempotency-key": b"one"}, short=way) for way in (True, False)
+    ]
+    assert first.status == 201
+    assert len(first.rows) == 1
+    for seen in again:
+        assert (seen.status, seen.body, seen.rows) == (201, first.body, [])
+    others = [
+        await watcher.see(b"{}" + body[2:], {"idempotency-key": b"one"}, short=way)
+        for way in (True, False)
+    ]
+    assert others[0] == others[1]
+
+
+async def test_a_fault_of_our_own_is_the_same_problem(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("tokensvc.http.token_routes.parse_token_request", broken)
+    short, long = [await watcher.see(REQUESTS["least"][0], {}, short=way) for way in (True, False)]
+    for seen in (short, long):
+        # The traceback tells which way it was.
+        assert "out of order" in seen.lines[0].pop("exception")
+    assert short == long
+    assert short.status == 500
+
+
+async def test_requests_that_want_more_of_the_connection_take_the_long_way(watcher: Watcher):
+    body = REQUESTS["least"][0]
+    mint = watcher.server.mint(body)
+    connection = await watcher.server.connect()
+    for request in (
+        mint.replace(b"/v1/tokens ", b"/v1/tokens?x=1 "),
+        mint.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
+        .replace(b"Content-Length: %d\r\n" % len(body), b"")
+        .replace(body, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)),
+        mint.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nConnection: close\r\n"),
+    ):
+        await connection.say(request)
+        status, _, _ = await connection.answer()
+        assert status == 201
+    assert await connection.is_closed()
+    assert watcher.short == 0
+
+
+async def test_pipelined_mints_are_answered_in_order_by_whichever_way(watcher: Watcher):
+    connection = await watcher.server.connect()
+    mints = [
+        watcher.server.mint(json.dumps({"stageArn": stage_arn(), "userId": str(n)}).encode())
+        for n in range(5)
+    ]
+    await connection.say(b"".join(mints))
+    users = [(await connection.answer())[2]["userId"] for _ in mints]
+    assert users == ["0", "1", "2", "3", "4"]
+    assert watcher.short == 1
+
+
+async def test_what_the_short_way_accepted_is_answered_after_the_stop(watcher: Watcher):
+    connection = await watcher.server.connect()
+    await connection.say(watcher.server.mint())
+    while not watcher.short:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    watcher.server.server.should_exit = True
+    status, headers, body = await connection.answer()
+    assert (status, body["issuer"]) == (201, "local")
+    assert await connection.is_closed()
+    assert headers.get("connection") in (None, "close")
+
+
+async def test_a_client_that_left_costs_nothing_but_its_mint(watcher: Watcher):
+    leaving = await watcher.server.connect()
+    await leaving.say(watcher.server.mint())
+    while not watcher.short:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    leaving.writer.transport.abort()
+    assert (await watcher.see(REQUESTS["least"][0], {}, short=True)).status == 201
+    assert not watcher.server.server.server_state.tasks

@@ -1,0 +1,58 @@
+"""Answers that are bytes already: sent as they are, with nothing left for the framework to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
+
+__all__ = ["Answer"]
+
+_JSON: Final = b"application/json"
+
+
+class Answer(ASGIResponse):
+    """A body in JSON, its status, and headers besides content type and length.
+
+    Litestar sends what is an ASGIResponse as it is, so a handler may return this one, which has
+    neither cookies nor background tasks to ask for.
+    """
+
+    __slots__ = ("fields", "media")
+
+    def __init__(
+        self,
+        body: bytes,
+        status: int = 200,
+        *,
+        fields: Iterable[tuple[str, str]] = (),
+        media: bytes = _JSON,
+    ) -> None:
+        """Take the parts; `fields` are further headers."""
+        self.body = body
+        self.status_code = status
+        self.media = media
+        self.fields = tuple(fields)
+
+    def headers_to_send(self) -> list[tuple[bytes, bytes]]:
+        """Return all headers as they go out, names in lower case."""
+        headers = [
+            (b"content-type", self.media),
+            (b"content-length", b"%d" % len(self.body)),
+        ]
+        for name, value in self.fields:
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        return headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.headers_to_send(),
+            }
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})

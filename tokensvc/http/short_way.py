@@ -1,0 +1,63 @@
+"""The short way of one route: from its bytes to its handler, past ASGI and Litestar's routing.
+
+The mint is asked for far more often than everything else, and most of what it cost beyond its signature
+was the way to its handler. A request for it that has come whole, and asks for nothing special of the
+connection, may take this way (`protocol.py` decides). What answers is the handler that Litestar has
+registered, with the same checks in it; what it raises becomes a problem in the same place. The way
+through Litestar stays: for all other requests, and for the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from litestar import Litestar, Request
+from litestar.types import HTTPScope
+
+from tokensvc.http.answers import Answer
+from tokensvc.http.facts import RequestFacts, keep_facts
+from tokensvc.http.problems import problem_answer
+
+__all__ = ["ShortWay"]
+
+Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
+
+
+class ShortWay:
+    """The handler of one route, ready to be called; `path` is the route's template and has no parameter."""
+
+    __slots__ = ("_app", "_handler", "method", "path", "url", "verb")
+
+    def __init__(self, app: Litestar, method: str, path: str, handler: Handler) -> None:
+        """Take `handler` as `app` has it registered under `method` and `path`."""
+        self.method: Final = method
+        self.path: Final = path
+        self.verb: Final = method.encode("ascii")
+        self.url: Final = path.encode("ascii")
+        self._app = app
+        self._handler = handler
+
+    async def answer(self, facts: RequestFacts) -> Answer:
+        """Return what the handler answers to a request whose `facts` have its body."""
+        scope: Any = {
+            "type": "http",
+            "method": self.method,
+            "path": self.path,
+            "litestar_app": self._app,
+        }
+        keep_facts(scope, facts)
+        request = _HandlersRequest(scope)
+        try:
+            return await self._handler(request)
+        except Exception as raised:  # noqa: BLE001 - every one of them has an answer
+            return problem_answer(request, raised)
+
+
+class _HandlersRequest(Request[Any, Any, Any]):
+    """A request as far as our handlers look at it: its scope, its facts and the application."""
+
+    __slots__ = ()
+
+    def __init__(self, scope: HTTPScope) -> None:
+        self.scope = scope

@@ -1,0 +1,94 @@
+"""The access log: one line for each request, at a fraction of what a line costs elsewhere.
+
+Every request writes one, always the same fields, so the line is put together here instead of walking
+through structlog's processors. It is the line that they would write: the same names, the same order, the
+same facts bound with `structlog.contextvars`. What looks like a secret, a level above info, or another
+format than JSON goes through the processors, which redact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import structlog
+from structlog.contextvars import get_contextvars
+
+from tokensvc.telemetry.logging import json_line_writer
+from tokensvc.telemetry.redaction import may_hold_secret
+
+__all__ = ["AccessLog"]
+
+_NAME: Final = "tokensvc.http.access"
+_EVENT: Final = "request"
+_BOUND: Final = {"request_id", "worker"}
+"""What is bound while a request is answered; whatever else is bound, the processors look at."""
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+class AccessLog:
+    """Writes lines as logging is configured when it is made; belongs to one event loop.
+
+    `clock` gives the time of a line.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        # Bound once: finding out anew for each line how to log takes half as long as logging it.
+        self._log = structlog.get_logger(_NAME).bind()
+        self._write = json_line_writer(_NAME)
+        self._clock = clock
+        self._waiting: list[str] = []
+
+    def note(self, *, soon: bool = False, **facts: Any) -> None:
+        """Write the line of one request, whose `facts` are strings, numbers and None.
+
+        With `soon` it is written after what the event loop has to do already, in one go with the
+        lines of other requests that are answered in the same moment.
+        """
+        write = self._write
+        if write is None:
+            self._log.info(_EVENT, **facts)
+            return
+        bound = get_contextvars()
+        if not bound.keys() <= _BOUND:
+            self._log.info(_EVENT, **facts)
+            return
+        try:
+            line = _encode(
+                {
+                    **bound,
+                    **facts,
+                    "event": _EVENT,
+                    "level": "info",
+                    "logger": _NAME,
+                    "time": self._clock(),
+                }
+            ).decode()
+        except UnicodeEncodeError:
+            # A lone surrogate, for which the processors' renderer has an answer.
+            self._log.info(_EVENT, **facts)
+            return
+        if may_hold_secret(line):
+            self._log.info(_EVENT, **facts)
+        elif soon:
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self.flush)
+            self._waiting.append(line)
+        else:
+            self.flush()
+            write(line)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting and self._write is not None:
+            lines = "\n".join(self._waiting)
+            self._waiting.clear()
+            self._write(lines)
+
+    def exception(self, event: str) -> None:
+        """Log an error with its traceback, through the processors."""
+        self._log.exception(event)
