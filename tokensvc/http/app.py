@@ -120,9 +120,15 @@ def create_app(
             watch.note_signing()
 
         background = [
-            every(settings.ring_refresh, follow, name="key ring", sleep=sleep),
-            parts.callers.run(settings.caller_refresh, sleep),
-            parts.desk.bans.run(sleep),
+            parts.changes.run(),
+            every(
+                settings.ring_refresh,
+                follow,
+                name="key ring",
+                sleep=parts.changes.sleep_for("rings"),
+            ),
+            parts.callers.run(settings.caller_refresh, parts.changes.sleep_for("callers")),
+            parts.desk.bans.run(parts.changes.sleep_for("bans")),
             *(worker.run() for worker in parts.desk.workers),
             every(SWEEP_SECONDS, janitor.sweep, name="ledger janitor", sleep=sleep),
             every(TIDY_SECONDS, parts.desk.revocations.tidy, name="revocations", sleep=sleep),
@@ -219,6 +225,7 @@ def _watch(parts: Parts, metrics: Metrics) -> None:
     metrics.watch_age("ring", parts.ring.age)
     metrics.watch_age("callers", parts.callers.age)
     metrics.watch_age("bans", parts.desk.bans.age)
+    metrics.watch_age("changes", parts.changes.lost_for)
     metrics.watch_age("stages", lambda: stages.oldest_age(parts.clock()))
     metrics.watch_lookups(
         lambda: {

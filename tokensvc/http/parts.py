@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
-from tokensvc.http.database import open_database
+from tokensvc.http.database import database_limits, open_database
 from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
 from tokensvc.http.key_operations import KeyOperations
 from tokensvc.http.sealers import Sealers, open_sealers
@@ -42,6 +42,7 @@ from tokensvc.ledger.writer import Durability
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend
 from tokensvc.store import ensure_current
+from tokensvc.store.notify import Changes, open_changes
 from tokensvc.store.transactions import open_transactions
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
@@ -59,6 +60,7 @@ class Parts:
     ring_id: str
     clock: Callable[[], float]
     engine: AsyncEngine
+    changes: Changes
     ledger: Ledger
     writer: LedgerWriter
     rings: SqlRingStore
@@ -173,6 +175,9 @@ async def open_parts(
             ring_id=settings.ring_id,
             clock=clock,
             engine=engine,
+            changes=open_changes(
+                settings.database_url, database_limits(settings), clock=monotonic, sleep=sleep
+            ),
             ledger=ledger,
             writer=writer,
             rings=rings,
