@@ -48,8 +48,9 @@ check: $(VENV)/.dev ## format, lint, types, import layers, dependency audit
 	$(BIN)/python .ci/audit.py
 
 .PHONY: test
-test: $(VENV)/.dev ## install what the tests need (Chromium, Node) and run every test
+test: $(VENV)/.dev ## install what the tests need (Chromium, Node, PostgreSQL) and run every test
 	@.ci/ensure-browser
+	@.ci/ensure-postgres
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: bench
