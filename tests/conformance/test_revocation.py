@@ -72,6 +72,66 @@ async def test_a_ban_comes_back_from_the_database_as_it_was_made(replica):
     assert await replica.ban_store.get("unknown") is None
 
 
+async def test_a_ban_asked_for_again_on_two_replicas_is_one(replica, other):
+    async def ban(at: Replica, body: bytes):
+        ref = idempotency_ref("backend", "bans", "key", body)
+        return await at.revocations.ban(user_id="alice", caller_id="backend", ref=ref)
+
+    made = await asyncio.gather(*(ban((replica, other)[n % 2], b"same") for n in range(8)))
+    assert len({one.ban_id for one in made}) == 1
+    for at in (replica, other):
+        assert at.bans.check(STAGE_TEXT, "alice", None, NOW) == made[0]
+    with pytest.raises(IdempotencyConflictError):
+        await ban(other, b"another")
+    assert len(await other.revocations.standing_bans()) == 1
+
+
+async def test_bans_of_exactly_one_subject_are_lifted(replica, other):
+    async def ban(**subject: str | None) -> str:
+        return (await replica.revocations.ban(**subject, caller_id=None)).ban_id
+
+    on_stage = {await ban(stage_arn=STAGE_TEXT, user_id="alice") for _ in range(2)}
+    others = {
+        await ban(user_id="alice"),
+        await ban(stage_arn=STAGE_TEXT),
+        await ban(stage_arn=STAGE_TEXT, user_id="bob"),
+        await ban(participant_id="p1"),
+    }
+    lifted = await other.revocations.lift_of(
+        stage_arn=STAGE_TEXT, user_id="alice", participant_id=None
+    )
+    assert {one.ban_id for one in lifted} == on_stage
+    assert len({one.version for one in lifted}) == 2
+    await replica.bans.refresh()
+    assert len(replica.bans) == len(others)
+    assert {one.ban_id for one in await replica.revocations.standing_bans()} == others
+    (of_participant,) = await replica.revocations.standing_bans(participant_id="p1")
+    assert of_participant.kind == "participant"
+
+
+async def test_the_queue_is_told_with_its_age(replica, time):
+    empty = await replica.store.queue_state(REGION)
+    assert (empty.due, empty.waiting, empty.oldest_at) == (0, 0, None)
+    made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    # Whom it means is not known yet, and it is in the queue all the same.
+    assert (await replica.store.queue_state(REGION)).oldest_at == NOW
+    request = await replica.store.get(made.disconnect_id)
+    calls = [
+        NewCall("disconnect", STAGE_TEXT, f"p{n}", None, rank, NOW + 60)
+        for n, rank in enumerate((CONNECTED, ISSUED, WAITING))
+    ]
+    await replica.store.enqueue(request, calls, NOW)
+    await replica.store.swept(request, next_sweep_at=None)
+    state = await replica.store.queue_state(REGION)
+    assert (state.due, state.waiting, state.oldest_at) == (2, 1, NOW)
+    for due in await replica.store.due_calls(REGION, NOW, 10):
+        if due.rank != WAITING:
+            await replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW)
+    state = await replica.store.queue_state(REGION)
+    assert (state.due, state.waiting, state.oldest_at) == (0, 1, None)
+    assert (await replica.store.queue_state("us-west-2")).due == 0
+
+
 async def test_a_request_its_ban_and_its_record_are_stored_together_or_not_at_all(replica, other):
     ask = DisconnectAsk.of_user(STAGE, "alice", ban=60)
 

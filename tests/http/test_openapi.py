@@ -118,7 +118,27 @@ async def test_what_is_answered_has_the_form_that_is_documented(service: Service
     batch = await service.post(
         "/v1/tokens/batch", {"tokens": [{"stageArn": stage_arn()}, {"duration": 0}]}
     )
+    stage = {"stageArn": stage_arn()}
+    kicked = await service.post("/v1/disconnects", {**stage, "participantId": "p1"})
+    banned = await service.post("/v1/bans", {**stage, "userId": "mallory", "duration": 60})
+    refused = await service.post("/v1/tokens", {**stage, "userId": "mallory"})
+    assert refused.status_code == 403
     answers = {
+        ("/v1/tokens", "get", "200"): (await service.get("/v1/tokens")).json(),
+        ("/v1/tokens", "post", "403"): refused.json(),
+        ("/v1/disconnects", "post", "202"): kicked.json(),
+        ("/v1/disconnects/{disconnect_id}", "get", "200"): (
+            await service.get(kicked.headers["location"])
+        ).json(),
+        ("/v1/bans", "post", "201"): banned.json(),
+        ("/v1/bans", "get", "200"): (await service.get("/v1/bans")).json(),
+        ("/v1/bans/{ban_id}", "get", "200"): (await service.get(banned.headers["location"])).json(),
+        ("/v1/bans/{ban_id}", "delete", "200"): (
+            await service.delete(banned.headers["location"])
+        ).json(),
+        ("/v1/bans", "delete", "200"): (
+            await service.delete("/v1/bans", stageArn=stage_arn(), everybody="true")
+        ).json(),
         ("/v1/tokens", "post", "201"): minted.json(),
         ("/v1/tokens/batch", "post", "200"): batch.json(),
         ("/v1/tokens/inspect", "post", "200"): (

@@ -296,9 +296,9 @@ class DisconnectStore:
     async def queue_state(self, region: str) -> QueueState:
         """Return how much is to be done in a Region, and since when."""
         of_region = (calls.c.region == region, calls.c.state == "pending")
-        waits = (calls.c.rank == WAITING).label("waits")
-        counted: Any = select(waits, func.count().label("number")).where(*of_region).group_by(waits)
-        counts = {bool(row.waits): int(row.number) for row in await self._all(counted)}
+        counted: Any = select(calls.c.rank, func.count()).where(*of_region).group_by(calls.c.rank)
+        counts = {row[0]: int(row[1]) for row in map(tuple, await self._all(counted))}
+        waiting = counts.pop(WAITING, 0)
         of_calls = (
             select(func.min(disconnects.c.created_at))
             .join(members, members.c.disconnect_id == disconnects.c.disconnect_id)
@@ -313,7 +313,7 @@ class DisconnectStore:
         )
         oldest = [(await self._all(query))[0][0] for query in (of_calls, of_sweeps)]
         moments = [moment for moment in oldest if moment is not None]
-        return QueueState(counts.get(False, 0), counts.get(True, 0), min(moments, default=None))
+        return QueueState(sum(counts.values()), waiting, min(moments, default=None))
 
     async def progress(
         self, disconnect_id: str, *, now: float, cursor: str | None = None, limit: int = 100
