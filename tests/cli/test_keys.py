@@ -1,0 +1,357 @@
+"""`tokensvc keys`: what it does, what it prints, and the exit code that a scheduler goes by."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from tests.emulator.support import RunningEmulator
+from tokensvc.cli.root import run
+from tokensvc.keyring import create_master_key
+from tokensvc.settings import Settings
+from tokensvc.store import upgrade
+from tokensvc.telemetry.logging import configure_logging
+
+REGION = "eu-central-1"
+ACCOUNT = "123456789012"
+
+
+@dataclass
+class Cli:
+    """Runs commands in this process, as `tokensvc` would."""
+
+    emulator: RunningEmulator
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    err: str = ""
+
+    def __call__(self, *arguments: str, expect: int = 0) -> str:
+        code = run_quietly(["keys", *arguments])
+        captured = self.capsys.readouterr()
+        self.err = captured.err
+        assert code == expect, f"{code}\n{captured.out}{captured.err}"
+        assert "Traceback" not in captured.err
+        return captured.out
+
+    def json(self, *arguments: str, expect: int = 0) -> Any:
+        return json.loads(self(*arguments, "--json", expect=expect))
+
+    def region(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
+        (region,) = self.json(*arguments, expect=expect)["regions"]
+        assert isinstance(region, dict)
+        return region
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """Return the keys by phase."""
+        return {key["phase"]: key for key in self.json("list")["keys"]}
+
+    def at_ivs(self) -> set[str]:
+        world = self.emulator.world
+        return {key.arn for key in self.emulator.run(lambda: world.public_keys(REGION))}
+
+    def mint(self) -> str:
+        """Mint with `tokensvc token mint`, and return the ARN of the key that signed."""
+        stage = self.emulator.run(lambda: self.emulator.world.create_stage(REGION))
+        assert (
+            run_quietly(["token", "mint", "--stage-arn", stage.arn, "--issuer", "local", "--json"])
+            == 0
+        )
+        return str(json.loads(self.capsys.readouterr().out)["keyArn"])
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    settings = Settings(data_dir=folder)
+    upgrade(settings.database_url)
+    create_master_key(settings.master_key_file)
+    return folder
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path,
+    template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Cli]:
+    for file in template.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / file.name).chmod(0o600)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    configure_logging("error", "json", io.StringIO())
+    with RunningEmulator(enforce_quotas=False) as emulator:
+        for name, value in {
+            "TOKENSVC_DATA_DIR": str(tmp_path),
+            "TOKENSVC_REGIONS": REGION,
+            "TOKENSVC_AWS_ENDPOINT_URL": emulator.url,
+            "TOKENSVC_STANDBY_MIN_AGE": "0",
+            "AWS_ACCESS_KEY_ID": "emulator",
+            "AWS_SECRET_ACCESS_KEY": "emulator",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield Cli(emulator, tmp_path, capsys)
+    structlog.reset_defaults()
+    root.handlers[:], root.level = before
+
+
+def run_quietly(arguments: list[str]) -> int:
+    """Run a command; what the emulator logs in this process is not the command's output."""
+    try:
+        return run(arguments)
+    finally:
+        configure_logging("error", "json", io.StringIO())
+
+
+def test_a_new_ring_is_made_by_what_is_due(cli: Cli):
+    region = cli.region("rotate", "--if-due")
+    assert region["rotated"] is True
+    assert region["status"]["healthy"] is True
+    assert set(cli.keys()) == {"ACTIVE", "STANDBY"}
+    again = cli.region("rotate", "--if-due")
+    assert again["rotated"] is False
+
+
+def test_a_rotation_by_hand(cli: Cli):
+    cli("rotate", "--if-due")
+    before = cli.keys()
+    region = cli.region("rotate", "--region", REGION)
+    assert region["rotated"] is True
+    assert region["activeKeyId"] == before["STANDBY"]["keyId"]
+    assert cli.keys()["RETIRING"]["keyId"] == before["ACTIVE"]["keyId"]
+    assert "signs now" in cli("rotate")
+    # All three slots are taken now, by the two that retired.
+    assert cli.region("rotate", expect=3)["status"]["usedSlots"] == 3
+
+
+def test_a_standby_that_is_too_young_is_waited_for(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    cli("rotate", "--if-due")
+    standby = cli.keys()["STANDBY"]
+    monkeypatch.setenv("TOKENSVC_STANDBY_MIN_AGE", "86400")
+    region = cli.region("rotate", expect=3)
+    assert region["rotated"] is False
+    assert region["status"]["nextAt"] == pytest.approx(standby["importedAt"] + 86400)
+    age = time.time() - standby["importedAt"]
+    monkeypatch.setenv("TOKENSVC_STANDBY_MIN_AGE", str(age + 1.5))
+    assert cli.region("rotate", "--wait", "60")["activeKeyId"] == standby["keyId"]
+
+
+def test_which_standby_signs_can_be_said(cli: Cli):
+    cli("rotate", "--if-due")
+    arn, file = console_key(cli)
+    adopted = cli.json("import", "--private-key-file", str(file), "--arn", arn)
+    assert adopted["phase"] == "STANDBY"
+    assert cli.region("rotate", "--to", adopted["keyId"])["activeKeyId"] == adopted["keyId"]
+    assert cli.mint() == arn
+    cli("rotate", "--to", "k000", expect=1)
+    cli("rotate", "--to", adopted["keyId"], "--if-due", expect=2)
+
+
+def test_aws_that_fails_is_exit_4_and_the_ring_is_listed_all_the_same(cli: Cli):
+    cli("rotate", "--if-due")
+    fail = {"operation": "ListPublicKeys", "kind": "error", "code": "AccessDeniedException"}
+    cli.emulator.post_faults({**fail, "count": 100})
+    region = cli.region("rotate", expect=4)
+    assert [problem["code"] for problem in region["status"]["problems"]] == ["ivs_access_denied"]
+    assert cli.region("rotate", "--if-due", expect=4)["status"]["healthy"] is False
+    assert "ivs_access_denied" in cli.err
+    cli("reconcile", expect=4)
+    listed = cli.json("list")
+    assert {key["phase"] for key in listed["keys"]} == {"ACTIVE", "STANDBY"}
+    assert listed["regions"][0]["problems"][0]["code"] == "ivs_access_denied"
+
+
+def test_a_call_that_fails_once_is_waited_for(cli: Cli):
+    cli.emulator.post_faults(
+        {"operation": "ImportPublicKey", "kind": "error", "code": "PendingVerification"}
+    )
+    region = cli.region("rotate", "--if-due", "--wait", "60")
+    assert region["status"]["healthy"] is True
+    assert set(cli.keys()) == {"ACTIVE", "STANDBY"}
+
+
+def test_settings_that_cannot_be_are_exit_1(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    cli("rotate", "--region", "mars-north-1", expect=1)
+    monkeypatch.setenv("TOKENSVC_ROTATION_PERIOD", "3600")
+    cli("rotate", expect=1)
+    assert "IVS gives 3" in cli.err
+    cli("rotate", "--wait", "-1", expect=2)
+
+
+def test_the_list_has_the_fields_of_the_http_answer(cli: Cli):
+    cli("rotate", "--if-due")
+    cli.mint()
+    listed = cli.json("list")
+    assert set(listed) == {"keys", "regions", "notSigning"}
+    active = next(key for key in listed["keys"] if key["phase"] == "ACTIVE")
+    assert active["signing"] is True
+    assert active["liveTokens"] == 1
+    assert active["nextPhase"] == "RETIRING"
+    text = cli("list")
+    assert "ACTIVE*" in text
+    assert "slots used: 2 of 3" in text
+    cli("invalidate", active["keyId"])
+    assert active["keyId"] not in cli("list")
+    assert active["keyId"] in cli("list", "--all")
+
+
+def test_an_invalidation_tried_out_and_done(cli: Cli):
+    cli("rotate", "--if-due")
+    keys = cli.keys()
+    active, standby = keys["ACTIVE"], keys["STANDBY"]
+    assert cli.mint() == active["arn"]
+    would = cli.json("invalidate", active["keyId"], "--dry-run", "--disconnect")
+    assert (would["livingTokens"], would["deleted"]) == (1, False)
+    assert would["disconnect"] is None
+    assert active["arn"] in cli.at_ivs()
+    done = cli.json("invalidate", active["keyId"], "--disconnect", "--reason", "sign in again")
+    assert done["deleted"] is True
+    assert done["activeKeyId"] == standby["keyId"]
+    assert done["disconnect"]["disconnectId"].startswith("dis-")
+    assert active["arn"] not in cli.at_ivs()
+    assert cli.mint() == standby["arn"]
+    assert "is deleted at IVS" in cli("invalidate", active["keyId"])
+    cli("invalidate", "k000", expect=1)
+
+
+def test_an_invalidation_that_ivs_did_not_do_yet_is_exit_4(cli: Cli):
+    cli("rotate", "--if-due")
+    active = cli.keys()["ACTIVE"]
+    cli.emulator.post_faults(
+        {
+            "operation": "DeletePublicKey",
+            "kind": "error",
+            "code": "AccessDeniedException",
+            "count": 9,
+        }
+    )
+    report = cli.json("invalidate", active["keyId"], expect=4)
+    assert report["deleted"] is False
+    assert report["problem"]["code"] == "ivs_access_denied"
+    assert cli.mint() != active["arn"]
+    cli.emulator.clear_faults()
+    assert cli.json("invalidate", active["keyId"])["deleted"] is True
+    assert active["arn"] not in cli.at_ivs()
+
+
+def test_a_key_deleted_in_the_console(cli: Cli):
+    """Long enough after its import that IVS cannot merely not show it yet."""
+    cli("rotate", "--if-due")
+    keys = cli.keys()
+    gone = keys["ACTIVE"]["arn"]
+    cli.emulator.run(lambda: cli.emulator.world.delete_public_key(gone))
+    age_keys(cli, 120)
+    region = cli.region("reconcile", "--dry-run", expect=3)
+    assert [(found["kind"], found["arn"]) for found in region["findings"]] == [("gone", gone)]
+    assert region["done"] == []
+    region = cli.region("reconcile")
+    assert any(step.startswith("Forget") for step in region["done"])
+    assert cli.mint() == keys["STANDBY"]["arn"]
+    assert cli.region("reconcile", "--dry-run")["findings"] == []
+
+
+def test_keys_of_others_are_shown_and_left_alone(cli: Cli):
+    arn, _ = console_key(cli)
+    cli("rotate", "--if-due")
+    region = cli.region("reconcile")
+    assert [(found["kind"], found["repair"]) for found in region["findings"]] == [("foreign", "")]
+    assert arn in cli("reconcile", "--dry-run")
+    assert arn in cli.at_ivs()
+
+
+def test_what_cannot_be_imported_says_why(cli: Cli):
+    arn, file = console_key(cli)
+    other = cli.folder / "other.pem"
+    other.write_bytes(pem_of(ec.generate_private_key(ec.SECP384R1())))
+    small = cli.folder / "p256.pem"
+    small.write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1())))
+    public = cli.folder / "public.pem"
+    public.write_bytes(
+        ec.generate_private_key(ec.SECP384R1())
+        .public_key()
+        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    huge = cli.folder / "huge.pem"
+    huge.write_bytes(b"x" * 20_000)
+    unknown = f"arn:aws:ivs:{REGION}:{ACCOUNT}:public-key/unknown"
+    for path, key_arn, words in (
+        (small, arn, "P-384"),
+        (public, arn, "private key"),
+        (other, arn, "another public key"),
+        (huge, arn, "larger than"),
+        (file, unknown, "IVS holds no public key"),
+        (file, "nonsense", "--arn"),
+        (file, arn.replace(REGION, "us-east-1"), "not a Region of this service"),
+    ):
+        cli("import", "--private-key-file", str(path), "--arn", key_arn, expect=1)
+        assert words in cli.err
+        assert "BEGIN" not in cli.err
+    assert cli.keys() == {}
+
+
+def test_resealed_under_a_new_master_key(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    cli("rotate", "--if-due")
+    arn = cli.keys()["ACTIVE"]["arn"]
+    new = master_key(cli.folder / "new.key")
+    monkeypatch.setenv("TOKENSVC_MASTER_KEY_FILE", str(new))
+    monkeypatch.setenv("TOKENSVC_OLD_MASTER_KEY_FILE", str(cli.folder / "master.key"))
+    assert cli.mint() == arn
+    assert len(cli.json("reseal")["resealed"]) == 2
+    assert len(cli.json("reseal")["already"]) == 2
+    monkeypatch.delenv("TOKENSVC_OLD_MASTER_KEY_FILE")
+    assert cli.mint() == arn
+    newest = master_key(cli.folder / "newest.key")
+    assert len(cli.json("reseal", "--new-master-key-file", str(newest))["resealed"]) == 2
+    assert cli.json("list")["notSigning"].keys() == {REGION}
+    cli("reseal", expect=1)
+    assert "another master key" in cli.err
+
+
+def console_key(cli: Cli) -> tuple[str, Path]:
+    """Make a P-384 key, import its public half as the console does; return ARN and file."""
+    private = ec.generate_private_key(ec.SECP384R1())
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    answer = cli.emulator.client().import_public_key(
+        publicKeyMaterial=public.decode(), name="console"
+    )
+    file = cli.folder / "own.pem"
+    file.write_bytes(pem_of(private))
+    return str(answer["publicKey"]["arn"]), file
+
+
+def pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
+    return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def master_key(path: Path) -> Path:
+    path.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+    path.chmod(0o600)
+    return path
+
+
+def age_keys(cli: Cli, seconds: float) -> None:
+    """Let the stored keys have been imported `seconds` earlier."""
+    connection = sqlite3.connect(cli.folder / "tokensvc.db")
+    with connection:
+        connection.execute("UPDATE keys SET imported_at = imported_at - ?", (seconds,))
+    connection.close()
