@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.http.support import OTHER_REGION, REGION, Service, running, stage_arn
+from tests.http.support import (
+    OTHER_REGION,
+    REGION,
+    Service,
+    problem_in,
+    running,
+    stage_arn,
+)
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.keyring import RingView
-from tokensvc.signing import generate_private_key, public_key_pem
+from tokensvc.signing import SigningKey, generate_private_key, public_key_pem
 
 
 async def ready(service: Service) -> tuple[bool, dict[str, dict[str, Any]]]:
@@ -71,6 +78,37 @@ async def test_a_signature_that_does_not_verify_is_not_ready(
     assert "another public key" in checks[f"signing:{REGION}"]["detail"]
     metrics = (await service.get("/metrics", caller=None)).text
     assert f'tokensvc_signer_canary_ok{{region="{REGION}"}} 0.0' in metrics
+
+
+async def test_a_key_whose_canary_failed_signs_nothing_until_one_verifies(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken:
+        other = public_key_pem(generate_private_key())
+        broken.setattr(RingView, "public_key_pem", lambda self, arn: other)
+        await service.sleeper.wake(5.0)
+    assert (await service.mint())["issuer"] == "ivs"
+    answer = await service.post("/v1/tokens", {"stageArn": stage_arn(), "issuer": "local"})
+    problem = problem_in(answer, 503, "no_signing_key")
+    assert "canary signature failed" in problem["detail"]
+    is_ready, checks = await ready(service)
+    assert not is_ready
+    assert not checks[f"signing:{REGION}"]["ok"]
+    await service.sleeper.wake(5.0)
+    assert (await service.mint())["issuer"] == "local"
+    assert (await ready(service))[0]
+
+
+async def test_a_signer_that_raises_is_taken_out_as_well(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(key: SigningKey, public_key_pem: str) -> None:
+        raise RuntimeError("the library says nothing more")
+
+    monkeypatch.setattr("tokensvc.http.readiness.self_check", fail)
+    await service.sleeper.wake(5.0)
+    assert (await service.mint())["issuer"] == "ivs"
+    assert "cannot sign" in (await ready(service))[1][f"signing:{REGION}"]["detail"]
 
 
 async def test_a_region_without_a_key_does_not_take_the_others_down(stopped: Service):

@@ -209,7 +209,8 @@ def _readiness(
 ) -> Readiness:
     return Readiness(
         regions=parts.regions,
-        view=parts.ring.view,
+        view=parts.ring.as_read,
+        trust=parts.ring.trust,
         ring_age=parts.ring.age,
         ring_refresh=settings.ring_refresh,
         other_checks=others,

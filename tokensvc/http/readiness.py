@@ -3,7 +3,8 @@
 `/readyz` needs no API key, so it does no work: the canary signs, and the copies of the ring and of the
 callers are renewed, in the background, and readiness only says what came of it. A Region without a key
 is told but does not take the process out of service, since its tokens come from IVS and the other
-Regions sign; a key whose signature does not verify does, and so does having no key at all.
+Regions sign; a key whose signature does not verify does, and so does having no key at all. What such
+a key would have signed goes to IVS meanwhile (`RingFollower.trust`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import structlog
 
@@ -50,6 +51,14 @@ class _Canary:
     signed_at: float
 
 
+class Trust(Protocol):
+    """Takes a key out of signing."""
+
+    def __call__(self, arn: str, *, unless: str | None = None) -> None:
+        """Let the key under `arn` sign again, or not: `unless` is why not."""
+        ...
+
+
 class Readiness:
     """What is known of one process's health. Ages and periods are in seconds.
 
@@ -61,6 +70,7 @@ class Readiness:
         *,
         regions: tuple[str, ...],
         view: Callable[[], RingView],
+        trust: Trust,
         ring_age: Callable[[], float],
         ring_refresh: float,
         other_checks: Callable[[], list[Check]],
@@ -69,8 +79,10 @@ class Readiness:
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
+        """`view` has every key, so that one that is not trusted can win trust again."""
         self._regions = regions
         self._view = view
+        self._trust = trust
         self._ring_age = ring_age
         self._max_ring_age = max(_MIN_AGE_SECONDS, _ROUNDS * ring_refresh)
         self._other_checks = other_checks
@@ -81,7 +93,10 @@ class Readiness:
         self._canaries: dict[str, _Canary] = {}
 
     async def sign_canaries(self) -> None:
-        """Sign with each Region's key, and verify with the public half that IVS was given."""
+        """Sign with each Region's key, and verify with the public half that IVS was given.
+
+        A key whose signature does not verify signs nothing, until one does.
+        """
         view = self._view()
         for region in self._regions:
             canary = self._canary(view, region)
@@ -115,12 +130,20 @@ class Readiness:
             return _Canary("no_key", error.detail, now)
         public_key = view.public_key_pem(key.arn)
         if public_key is None:
-            return _Canary("broken", f"The public half of key {key.key_id} is not known.", now)
+            return self._broken(key.arn, f"The public half of key {key.key_id} is not known.", now)
         try:
             self_check(key, public_key)
-        except KeyMismatchError as error:
-            return _Canary("broken", error.detail, now)
+        except Exception as fault:  # noqa: BLE001 - a signer that fails is broken, however it does
+            if not isinstance(fault, KeyMismatchError):
+                _log.error("canary_not_signed", region=region, exc_info=fault)
+                return self._broken(key.arn, f"Key {key.key_id} cannot sign.", now)
+            return self._broken(key.arn, fault.detail, now)
+        self._trust(key.arn)
         return _Canary("verified", f"A signature of key {key.key_id} verified", now)
+
+    def _broken(self, arn: str, detail: str, now: float) -> _Canary:
+        self._trust(arn, unless=f"Its canary signature failed: {detail}")
+        return _Canary("broken", detail, now)
 
     def _signing(self, region: str) -> Check:
         name = f"signing:{region}"

@@ -48,12 +48,36 @@ class RingFollower:
         self._max_age = max_age
         self._view = RingView([], [])
         self._too_old: RingView | None = None
+        self._distrusted: dict[str, str] = {}
+        self._trusted: RingView | None = None
         self._versions: Mapping[str, int] | None = None
         self._read_at = _NEVER
         self._lock = asyncio.Lock()
 
     def view(self) -> RingView:
-        """Return the ring; one that signs nowhere where it was not read for `max_age` seconds."""
+        """Return the ring; one that signs nowhere where it was not read for `max_age` seconds.
+
+        A key that is not trusted signs nothing either.
+        """
+        view = self.as_read()
+        if not self._distrusted or view is not self._view:
+            return view
+        if self._trusted is None:
+            self._trusted = view.without_keys(self._distrusted)
+        return self._trusted
+
+    def trust(self, arn: str, *, unless: str | None = None) -> None:
+        """Let a key sign, or not: `unless` is why not, in words. Holds until it is said otherwise."""
+        if self._distrusted.get(arn) == unless:
+            return
+        if unless is None:
+            del self._distrusted[arn]
+        else:
+            self._distrusted[arn] = unless
+        self._trusted = None
+
+    def as_read(self) -> RingView:
+        """Return the ring with the keys in it that are not trusted: for whoever tests them."""
         if self._clock() - self._read_at <= self._max_age:
             return self._view
         if self._too_old is None:
@@ -80,6 +104,7 @@ class RingFollower:
             if reload or versions != self._versions or self._view.reasons:
                 # A change between the two reads has another version, and is seen the next time.
                 self._view = await self._source.load_view()
+                self._trusted = None
                 if versions != self._versions:
                     _log.info(
                         "key_ring_loaded", signing=self._view.regions, versions=dict(versions)

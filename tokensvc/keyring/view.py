@@ -84,6 +84,16 @@ class RingView:
         reasons = {**self._reasons, **dict.fromkeys(self._signing_keys, reason)}
         return RingView((), self._keys_by_arn.values(), reasons)
 
+    def without_keys(self, reasons: Mapping[str, str]) -> RingView:
+        """Return this view with the keys whose ARNs are in `reasons` signing nothing."""
+        out = [key for key in self._signing_keys.values() if key.arn in reasons]
+        return RingView(
+            (key for key in self._signing_keys.values() if key.arn not in reasons),
+            self._keys_by_arn.values(),
+            {**self._reasons, **{key.region: reasons[key.arn] for key in out}},
+            self._longest_ttls,
+        )
+
     def key_of(self, arn: str) -> KeyRecord | None:
         """Return the key that was imported under `arn`, DELETED ones too, if it is of this ring."""
         return self._keys_by_arn.get(arn)
