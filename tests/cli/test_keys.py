@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from moto.server import ThreadedMotoServer
 
 from tests.emulator.support import RunningEmulator
 from tokensvc.cli.root import run
@@ -325,6 +327,44 @@ def test_resealed_under_a_new_master_key(cli: Cli, monkeypatch: pytest.MonkeyPat
     assert cli.json("list")["notSigning"].keys() == {REGION}
     cli("reseal", expect=1)
     assert "another master key" in cli.err
+
+
+@pytest.fixture(scope="module")
+def kms() -> Iterator[tuple[str, str]]:
+    """AWS KMS as moto serves it: its URL, and the ARN of a key."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    client = boto3.client(
+        "kms",
+        region_name="eu-west-1",
+        endpoint_url=url,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    yield url, str(client.create_key()["KeyMetadata"]["Arn"])
+    client.close()
+    server.stop()
+
+
+def test_resealed_under_aws_kms(cli: Cli, kms: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
+    """The KMS key's Region is in its ARN; afterwards no master key file is needed."""
+    url, key_arn = kms
+    cli("rotate", "--if-due")
+    arn = cli.keys()["ACTIVE"]["arn"]
+    monkeypatch.setenv("TOKENSVC_KMS_KEY_ID", key_arn)
+    monkeypatch.setenv("TOKENSVC_KMS_ENDPOINT_URL", url)
+    monkeypatch.setenv("TOKENSVC_OLD_MASTER_KEY_FILE", str(cli.folder / "master.key"))
+    assert len(cli.json("reseal")["resealed"]) == 2
+    monkeypatch.delenv("TOKENSVC_OLD_MASTER_KEY_FILE")
+    (cli.folder / "master.key").unlink()
+    assert cli.mint() == arn
+    assert cli.region("rotate")["rotated"] is True
+    assert cli.mint() != arn
+    # KMS that is not there: not one that refuses for good.
+    monkeypatch.setenv("TOKENSVC_KMS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert cli.json("list")["notSigning"].keys() == {REGION}
+    cli("reseal", expect=4)
 
 
 def console_key(cli: Cli) -> tuple[str, Path]:
