@@ -110,7 +110,8 @@ def create_app(
         )
         await readiness.sign_canaries()
         _watch(parts, metrics)
-        install(app.state, _service(settings, parts, readiness, metrics))
+        service = _service(settings, parts, readiness, metrics)
+        install(app.state, service)
         janitor = LedgerJanitor(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
         )
@@ -153,7 +154,7 @@ def create_app(
             background.append(loop.run())
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
-            edge.short_way = ShortWay(app, "POST", "/v1/tokens", mint.fn)
+            edge.short_way = ShortWay(app, service, "POST", "/v1/tokens", mint.fn)
             yield
             edge.short_way = None
             _log.info("service_stopping")

@@ -6,11 +6,12 @@ It carries the `authorization` header and so is never logged whole and has no te
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from litestar.types import HTTPScope, Scope
+
+from tokensvc.tokens.ids import IdSource
 
 __all__ = ["RequestFacts", "facts_of", "keep_facts"]
 
@@ -18,6 +19,7 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _WANTED: Final = frozenset(
     {b"authorization", b"content-type", b"content-length", b"idempotency-key", b"x-request-id"}
 )
+_new_request_id: Final = IdSource(b"0123456789abcdef", 0, 20).new
 _SCOPE_KEY: Final = "tokensvc.facts"
 
 
@@ -39,7 +41,7 @@ class RequestFacts:
             if name in _WANTED:
                 headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
         given = headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(10)
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else _new_request_id()
         self.headers = headers
         self.body = body
         self.started = started

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from litestar import Request
 from litestar.datastructures import State
@@ -26,7 +26,15 @@ from tokensvc.ledger import Ledger
 from tokensvc.revocation import Revocations
 from tokensvc.telemetry.metrics import Metrics
 
-__all__ = ["Authenticated", "Authenticator", "Service", "authorize", "install", "service_of"]
+__all__ = [
+    "SERVICE_KEY",
+    "Authenticated",
+    "Authenticator",
+    "Service",
+    "authorize",
+    "install",
+    "service_of",
+]
 
 
 class Authenticated(Protocol):
@@ -82,6 +90,10 @@ class Service:
     new_slices: Callable[[], LoopSlices] = LoopSlices
 
 
+SERVICE_KEY: Final = "tokensvc.service"
+"""Where a scope may have the service, for whoever made the scope."""
+
+
 def install(state: State, service: Service | None) -> None:
     """Put the service where `service_of` finds it; None when it has stopped."""
     state.service = service
@@ -89,7 +101,8 @@ def install(state: State, service: Service | None) -> None:
 
 def service_of(request: Request[Any, Any, Any]) -> Service:
     """Return the service that answers `request`."""
-    return cast("Service", request.app.state.service)
+    kept = request.scope.get(SERVICE_KEY)
+    return cast("Service", request.app.state.service if kept is None else kept)
 
 
 def authorize(

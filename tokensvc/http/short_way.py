@@ -18,6 +18,7 @@ from litestar.types import HTTPScope
 from tokensvc.http.answers import Answer
 from tokensvc.http.facts import RequestFacts, keep_facts
 from tokensvc.http.problems import problem_answer
+from tokensvc.http.service import SERVICE_KEY, Service
 
 __all__ = ["ShortWay"]
 
@@ -27,10 +28,13 @@ Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
 class ShortWay:
     """The handler of one route, ready to be called; `path` is the route's template and has no parameter."""
 
-    __slots__ = ("_app", "_handler", "method", "path", "url", "verb")
+    __slots__ = ("_app", "_handler", "_service", "method", "path", "url", "verb")
 
-    def __init__(self, app: Litestar, method: str, path: str, handler: Handler) -> None:
+    def __init__(
+        self, app: Litestar, service: Service, method: str, path: str, handler: Handler
+    ) -> None:
         """Take `handler` as `app` has it registered under `method` and `path`."""
+        self._service = service
         self.method: Final = method
         self.path: Final = path
         self.verb: Final = method.encode("ascii")
@@ -45,6 +49,7 @@ class ShortWay:
             "method": self.method,
             "path": self.path,
             "litestar_app": self._app,
+            SERVICE_KEY: self._service,
         }
         keep_facts(scope, facts)
         request = _HandlersRequest(scope)

@@ -56,6 +56,9 @@ class Metrics:
             ["issuer", "region"],
             registry=self.registry,
         )
+        # Looking a counter up by its labels takes longer than counting; there are as few as labels.
+        self._of_tokens: dict[tuple[str, str], Counter] = {}
+        self._of_requests: dict[tuple[str, str, int, str], Counter] = {}
         self._exchanged = Counter(
             "tokensvc_tokens_exchanged",
             "Tokens issued for a participant who had one (token exchange).",
@@ -100,7 +103,10 @@ class Metrics:
 
     def token_issued(self, issuer: str, region: str) -> None:
         """Count one token; `issuer` is local or ivs, `region` one that is served."""
-        self._tokens.labels(issuer, region).inc()
+        counter = self._of_tokens.get((issuer, region))
+        if counter is None:
+            counter = self._of_tokens[issuer, region] = self._tokens.labels(issuer, region)
+        counter.inc()
 
     def token_exchanged(self) -> None:
         """Count one token issued to be exchanged for another."""
@@ -116,7 +122,12 @@ class Metrics:
 
     def request_answered(self, method: str, route: str, status: int, code: str) -> None:
         """Count one HTTP answer; `route` is the template, never the path that was asked for."""
-        self._requests.labels(method, route, str(status), code).inc()
+        labels = method, route, status, code
+        counter = self._of_requests.get(labels)
+        if counter is None:
+            counter = self._requests.labels(method, route, str(status), code)
+            self._of_requests[labels] = counter
+        counter.inc()
 
     def minted(self, seconds: float) -> None:
         """Record how long one mint took, from the parsed request to its token."""

@@ -8,7 +8,7 @@ the error says so.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar, Self
 
@@ -30,6 +30,8 @@ class _IvsArn:
     region: str
     account: str
     id: str
+    # Put together once: a mint asks for it six times.
+    _text: str = field(init=False, repr=False, compare=False)
     kind: ClassVar[str]
 
     @classmethod
@@ -48,8 +50,12 @@ class _IvsArn:
             raise InvalidArnError(f"must look like arn:aws:ivs:<region>:<account>:{cls.kind}/<id>")
         return cls(match[1], match[2], match[4])
 
+    def __post_init__(self) -> None:
+        text = f"arn:aws:ivs:{self.region}:{self.account}:{self.kind}/{self.id}"
+        object.__setattr__(self, "_text", text)
+
     def __str__(self) -> str:
-        return f"arn:aws:ivs:{self.region}:{self.account}:{self.kind}/{self.id}"
+        return self._text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,10 @@ class StageArn(_IvsArn):
     """The ARN of a stage; its `id` is the `topic` claim."""
 
     kind: ClassVar[str] = "stage"
+
+    def __hash__(self) -> int:
+        """Return the hash of the text, which is kept in it."""
+        return hash(self._text)
 
 
 @dataclass(frozen=True, slots=True)
