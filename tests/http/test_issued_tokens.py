@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from tests.http.support import NOW, REGION, Service, problem_in, stage_arn
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.ledger import LedgerWriter
 
 
 async def listed(service: Service, query: str = "") -> list[str]:
@@ -89,3 +93,32 @@ async def test_bad_parameters_are_named(service: Service):
     cursor = (await service.get("/v1/tokens?limit=1&userId=ana")).json()["nextCursor"]
     for bad in (f"?cursor={cursor}&userId=ben", "?cursor=nonsense", "?limit=x"):
         problem_in(await service.get(f"/v1/tokens{bad}"), 400, "invalid_request")
+
+
+async def test_what_the_database_does_not_record_is_not_handed_out_and_readiness_says_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def ledger() -> tuple[int, bool]:
+        answer = await service.get("/readyz", caller=None)
+        (check,) = [one for one in answer.json()["checks"] if one["name"] == "ledger"]
+        return answer.status_code, check["ok"]
+
+    async def full(self: object, batch: object) -> None:
+        raise StoreUnavailableError("The disk that holds the database is full.")
+
+    assert await ledger() == (200, True)
+    with monkeypatch.context() as broken:
+        broken.setattr(LedgerWriter, "_store", full)
+        answer = await service.post("/v1/tokens", {"stageArn": stage_arn()})
+        problem = problem_in(answer, 503, "store_unavailable")
+        assert "full" in problem["detail"]
+        assert await ledger() == (503, False)
+    metrics = (await service.get("/metrics", caller=None)).text
+    assert 'tokensvc_ledger_rows_total{outcome="refused"} 1.0' in metrics
+    assert await listed(service) == []
+    # One that gets no requests finds out nothing: after a while it is given another try.
+    service.now += 10.5
+    await service.sleeper.wake_copies()
+    assert await ledger() == (200, True)
+    await service.mint()
+    assert len(await listed(service)) == 1

@@ -122,7 +122,10 @@ async def open_parts(
         transactions = open_transactions(engine)
         closing.push_async_callback(_close, "store writer", transactions.aclose)
         writer = LedgerWriter(
-            transactions, clock=clock, durability=cast("Durability", settings.ledger)
+            transactions,
+            clock=clock,
+            durability=cast("Durability", settings.ledger),
+            monotonic=monotonic,
         )
         writer.start()
         closing.push_async_callback(_close, "ledger", writer.aclose)
