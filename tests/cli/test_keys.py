@@ -177,7 +177,8 @@ def test_aws_that_fails_is_exit_4_and_the_ring_is_listed_all_the_same(cli: Cli):
     assert [problem["code"] for problem in region["status"]["problems"]] == ["ivs_access_denied"]
     assert cli.region("rotate", "--if-due", expect=4)["status"]["healthy"] is False
     assert "ivs_access_denied" in cli.err
-    cli("reconcile", expect=4)
+    assert cli.json("reconcile", expect=4)["regions"] == []
+    assert "ivs_access_denied" in cli.err
     listed = cli.json("list")
     assert {key["phase"] for key in listed["keys"]} == {"ACTIVE", "STANDBY"}
     assert listed["regions"][0]["problems"][0]["code"] == "ivs_access_denied"

@@ -9,12 +9,12 @@ import click
 
 from tokensvc.cli.key_work import EXIT_CODES, FAILED, NOT_YET, report_problems, with_parts
 from tokensvc.cli.output import json_option, moment, print_json, print_table
-from tokensvc.errors import ConfigurationError
+from tokensvc.errors import ConfigurationError, TokenServiceError
 
 if TYPE_CHECKING:
     from tokensvc.http.key_structs import InvalidationAnswer, KeyAnswer
     from tokensvc.http.parts import Parts
-    from tokensvc.keyring.drift import Finding, ReconcileReport
+    from tokensvc.keyring.drift import ReconcileReport
     from tokensvc.keyring.reseal import ResealReport
 
 __all__ = ["import_", "invalidate", "reconcile", "reseal"]
@@ -65,16 +65,26 @@ def reconcile(region: str | None, dry_run: bool, as_json: bool) -> int:
     something to put right.
     """
 
+    failed: list[str] = []
+
     async def work(parts: Parts) -> list[ReconcileReport]:
-        wanted = parts.keys.wanted(region)
-        return [await parts.manager.reconcile(one, dry_run=dry_run) for one in wanted]
+        reports = []
+        for one in parts.keys.wanted(region):
+            try:
+                reports.append(await parts.manager.reconcile(one, dry_run=dry_run))
+            except TokenServiceError as error:
+                # One Region that cannot be looked at does not hide the others.
+                failed.append(f"{one}: {error.detail} ({error.code})")
+        return reports
 
     reports = with_parts(work)
+    for line in failed:
+        click.echo(f"tokensvc: {line}", err=True)
     if as_json:
         print_json({"regions": [_report_row(report) for report in reports]})
     else:
-        _print_findings([(report, found) for report in reports for found in report.findings])
-    code = 0
+        _print_findings(reports)
+    code = FAILED if failed else 0
     for report in reports:
         status = report.status
         if status is None:
@@ -202,9 +212,11 @@ def _print_invalidation(answer: InvalidationAnswer) -> None:
         )
 
 
-def _print_findings(found: list[tuple[ReconcileReport, Finding]]) -> None:
+def _print_findings(reports: list[ReconcileReport]) -> None:
+    found = [(report, finding) for report in reports for finding in report.findings]
     if not found:
-        click.echo("the stored ring and IVS agree")
+        for report in reports:
+            click.echo(f"{report.region}: the stored ring and IVS agree")
         return
     print_table(
         ("REGION", "WHAT", "KEY", "ARN", "DETAIL", "REPAIR"),
