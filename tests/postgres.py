@@ -7,6 +7,7 @@ installs the programs where they are missing; nothing is skipped for want of the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -34,7 +35,7 @@ _RELATIONS = (
 _EMPTY = (
     "; ".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)
               if table.name != "feeds")
-    + "; UPDATE feeds SET version = 0"
+    + "; DELETE FROM feeds WHERE name NOT IN ('callers', 'bans'); UPDATE feeds SET version = 0"
 )  # fmt: skip
 
 
@@ -121,7 +122,7 @@ class PostgresServer:
         A new one takes a hundred times as long as an emptied one.
         """
         name = url.rpartition("/")[2]
-        if self.sql(_RELATIONS, database=name) == self._relations:
+        if self._template and self.sql(_RELATIONS, database=name) == self._relations:
             self.sql(_EMPTY, database=name)
             self._free.append(name)
         else:
@@ -130,6 +131,14 @@ class PostgresServer:
     def empty_database(self) -> str:
         """Return the URL of a new database without a schema."""
         return self.url(self._create())
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file that only the server may read into its folder of data."""
+        path = self.data / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        owner = self.data.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
 
     def sql(self, statement: str, *, database: str = "postgres") -> str:
         """Run a statement by psql, as a superuser; return what it prints, unaligned."""
@@ -167,8 +176,23 @@ class PostgresServer:
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill -9 the server and, with it, its connections."""
+        """Kill -9 the server and all of its processes, as a machine that loses its power does."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         self._end(signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        # What still runs holds the shared memory, and the next start would be refused.
+        deadline = time.monotonic() + START_SECONDS
+        while any(_runs(child) for child in children):
+            assert time.monotonic() < deadline, "the server's processes do not end"
+            time.sleep(0.01)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
 
     def close(self) -> None:
         if self._process is not None:
@@ -214,7 +238,7 @@ class PostgresServer:
 
     def _end(self, number: signal.Signals) -> None:
         process = self._process
-        assert process is not None
+        assert process is not None, "the server does not run"
         process.send_signal(number)
         process.wait(timeout=60)
         self._process = None
@@ -226,6 +250,13 @@ class PostgresServer:
 
     def _log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "postgres"
+    except OSError:
+        return False
 
 
 def _is_account(name: str) -> bool:

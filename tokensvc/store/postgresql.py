@@ -93,9 +93,10 @@ def open_postgresql_engine(url: str, limits: DatabaseLimits) -> AsyncEngine:
 
     Raises ConfigurationError where the URL cannot work.
     """
+    connect = connector(url, limits)
     engine = create_async_engine(
         _shown(url),
-        async_creator=connector(url, limits),
+        async_creator=connect,
         pool_size=limits.pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -109,8 +110,9 @@ def open_postgresql_engine(url: str, limits: DatabaseLimits) -> AsyncEngine:
 
 def open_single_engine(url: str, limits: DatabaseLimits) -> AsyncEngine:
     """Return an engine that opens a connection for each piece of work, for commands and migrations."""
+    connect = connector(url, limits)
     return create_async_engine(
-        _shown(url), async_creator=connector(url, limits), poolclass=NullPool, hide_parameters=True
+        _shown(url), async_creator=connect, poolclass=NullPool, hide_parameters=True
     )
 
 
@@ -170,7 +172,7 @@ def _refusal(error: Exception) -> StoreUnavailableError | ConfigurationError:
     elif isinstance(error, ConnectionRefusedError):
         words = "The database refuses connections; it may be down."
     elif isinstance(error, OSError):
-        words = "The database cannot be reached."
+        words = "The database cannot be reached, or not by TLS."
     elif isinstance(error, ValueError):
         # asyncpg.ClientConfigurationError among them.
         return ConfigurationError("The database URL does not say how to connect.")
