@@ -37,7 +37,16 @@ async def test_ready_with_a_canary_for_each_region(service: Service):
     is_ready, checks = await ready(service)
     assert is_ready
     regional = {f"signing:{REGION}", f"keys:{REGION}"}
-    assert set(checks) == {"store", "ring", "callers", "bans", "ledger", "signing", *regional}
+    assert set(checks) == {
+        "store",
+        "ring",
+        "callers",
+        "bans",
+        "ledger",
+        "signing",
+        "clock",
+        *regional,
+    }
     assert "verified" in checks[f"signing:{REGION}"]["detail"]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
+from tokensvc.cli.auditing import audited
 from tokensvc.errors import (
     IvsError,
     IvsNotFoundError,
@@ -22,6 +23,7 @@ from tokensvc.errors import (
 if TYPE_CHECKING:
     from tokensvc.http.key_structs import RegionProblem
     from tokensvc.http.parts import Parts
+    from tokensvc.telemetry.audit import Audit
 
 __all__ = ["EXIT_CODES", "FAILED", "NOT_YET", "report_problems", "with_parts"]
 
@@ -50,12 +52,13 @@ def with_parts(work: Callable[[Parts], Awaitable[T]]) -> T:
 
     settings = Settings.load()
 
-    async def run() -> T:
-        async with open_parts(settings, time.time) as parts:
+    async def run(audit: Audit | None) -> T:
+        async with open_parts(settings, time.time, audit=audit) as parts:
             return await work(parts)
 
     try:
-        return asyncio.run(run())
+        with audited(settings) as audit:
+            return asyncio.run(run(audit))
     except _PASSING as error:
         if isinstance(error, _REFUSALS):
             raise

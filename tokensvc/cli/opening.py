@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from tokensvc.cli.auditing import audited
+
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -32,7 +34,9 @@ async def open_store(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 
 def with_store(work: Callable[[AsyncEngine, Settings], Awaitable[T]]) -> T:
-    """Load the settings, open the store, do `work`, and return what it returns."""
+    """Load the settings, open the store, do `work`, and return what it returns.
+
+    The command is in the audit record."""
     from tokensvc.settings import Settings
 
     settings = Settings.load()
@@ -41,4 +45,5 @@ def with_store(work: Callable[[AsyncEngine, Settings], Awaitable[T]]) -> T:
         async with open_store(settings) as engine:
             return await work(engine, settings)
 
-    return asyncio.run(run())
+    with audited(settings):
+        return asyncio.run(run())

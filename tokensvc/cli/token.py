@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tokensvc.cli.auditing import audited
 from tokensvc.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def mint(
         "attributes": _pairs(attributes),
         "issuer": issuer,
     }
-    issued = asyncio.run(_mint(Settings.load(), fields))
+    settings = Settings.load()
+    with audited(settings):
+        issued = asyncio.run(_mint(settings, fields))
     if as_json:
         print_json(issued)
     else:

@@ -19,11 +19,13 @@ import structlog
 from litestar import Litestar
 
 from tokensvc.errors import TokenServiceError
+from tokensvc.http.auditing import auditing
 from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.connection_routes import CONNECTION_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
+from tokensvc.http.health_watch import AuditWatch, DriftWatch
 from tokensvc.http.issued_watch import LOOK_SECONDS, IssuedWatch
 from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.key_watch import KeyWatch
@@ -33,6 +35,7 @@ from tokensvc.http.options import options_of
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
+from tokensvc.http.request_audit import RequestAudit
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
 from tokensvc.http.short_way import ShortWay
@@ -42,6 +45,7 @@ from tokensvc.keyring.loop import RotationLoop
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend, generate_private_key, load_signer, signatures_per_second
+from tokensvc.telemetry.audit import Audit
 from tokensvc.telemetry.metrics import Metrics
 
 __all__ = ["create_app"]
@@ -85,10 +89,11 @@ def create_app(
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         try:
             async with (
+                auditing(settings, clock) as audit,
                 open_parts(
-                    settings, clock, gateway=gateway, sleep=sleep, monotonic=monotonic
+                    settings, clock, gateway=gateway, sleep=sleep, monotonic=monotonic, audit=audit
                 ) as parts,
-                _serving(app, parts),
+                _serving(app, parts, audit),
             ):
                 edge.startup_error = None
                 yield
@@ -97,7 +102,7 @@ def create_app(
             raise
 
     @asynccontextmanager
-    async def _serving(app: Litestar, parts: Parts) -> AsyncIterator[None]:
+    async def _serving(app: Litestar, parts: Parts, audit: Audit) -> AsyncIterator[None]:
         await _say_who_signs(signer_backend(settings))
         watch = KeyWatch(
             parts.regions, view=parts.ring.view, status=parts.manager.status, clock=clock
@@ -105,12 +110,19 @@ def create_app(
         issued = _issued_watch(parts)
         metrics.watch(watch)
         metrics.watch(issued)
+        told = AuditWatch(audit)
+        metrics.watch(told)
+        drift = DriftWatch(parts.drift, settings.clock_skew)
+        metrics.watch_clock(parts.drift.offsets)
         readiness = _readiness(
-            settings, parts, metrics, lambda: [*issued.checks(), *watch.checks()]
+            settings,
+            parts,
+            metrics,
+            lambda: [*issued.checks(), *watch.checks(), *drift.checks(), *told.checks()],
         )
         await readiness.sign_canaries()
         _watch(parts, metrics)
-        service = _service(settings, parts, readiness, metrics)
+        service = _service(settings, parts, readiness, metrics, audit)
         install(app.state, service)
         janitor = LedgerJanitor(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
@@ -136,6 +148,12 @@ def create_app(
             every(LOOK_SECONDS, issued.look, name="disconnect queue", sleep=sleep),
             every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
         ]
+        if audit.lines is not None:
+
+            async def tell() -> None:
+                audit.tell_mints()
+
+            background.append(every(settings.audit_interval, tell, name="audit", sleep=sleep))
         if tend_keys:
 
             async def renew() -> None:
@@ -154,6 +172,7 @@ def create_app(
             background.append(loop.run())
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
+            edge.audit = RequestAudit(audit)
             edge.short_way = ShortWay(app, service, "POST", "/v1/tokens", mint.fn)
             yield
             edge.short_way = None
@@ -172,7 +191,9 @@ def create_app(
     return edge
 
 
-def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Metrics) -> Service:
+def _service(
+    settings: Settings, parts: Parts, readiness: Readiness, metrics: Metrics, audit: Audit
+) -> Service:
     return Service(
         desk=parts.desk.tokens,
         revocations=parts.desk.revocations,
@@ -183,6 +204,7 @@ def _service(settings: Settings, parts: Parts, readiness: Readiness, metrics: Me
         public_keys=parts.gateway,
         readiness=readiness,
         metrics=metrics,
+        audit=audit,
         clock=parts.clock,
         regions=frozenset(parts.regions),
         max_duration=settings.max_duration,

@@ -67,6 +67,7 @@ async def mint_connection_token(request: Request[Any, Any, Any]) -> ASGIResponse
     )
     ref = request_ref(facts, "connection-tokens", body)
     issued = await service.desk.connect(wanted, facts.caller_id, ref)
+    facts.key_arn = issued.key_arn
     service.metrics.connection_token_issued(wanted.region)
     return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
 
@@ -92,10 +93,12 @@ async def revoke_connection_token(request: Request[Any, Any, Any]) -> ASGIRespon
     service = service_of(request)
     facts = authorize(request, service, "connection-tokens:revoke")
     token_id: str = request.path_params["token_id"]
+    facts.about = {"tokenId": token_id}
     ref = request_ref(facts, "connection-tokens:revoke", token_id.encode())
     accepted = await service.revocations.revoke_connection_token(
         token_id, caller_id=facts.caller_id, ref=ref
     )
+    facts.about["disconnectId"] = accepted.disconnect_id
     answer = DisconnectAccepted.of(accepted)
     return ASGIResponse(
         body=_encode(answer),

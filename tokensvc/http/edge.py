@@ -20,6 +20,7 @@ from tokensvc.errors import OverloadedError, TokenServiceError
 from tokensvc.http.answers import Answer
 from tokensvc.http.facts import RequestFacts, facts_of, keep_facts
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.http.request_audit import RequestAudit
 from tokensvc.http.short_way import ShortWay
 from tokensvc.telemetry.access_log import AccessLog
 from tokensvc.telemetry.metrics import Metrics
@@ -48,6 +49,8 @@ class Edge:
         """Why the service did not start, where that is the operator's to mend; else None."""
         self.short_way: ShortWay | None = None
         """For requests that need not go through Litestar's routing; None while nothing is served."""
+        self.audit: RequestAudit | None = None
+        """What requests are told to when they are answered; None before anything is served."""
         self._metrics = metrics
         self._clock = perf_counter
         self._access = AccessLog()
@@ -140,6 +143,8 @@ class Edge:
     ) -> None:
         method = sent_method if sent_method in _METHODS else "OTHER"
         self._metrics.request_answered(method, route, facts.status, facts.code)
+        if self.audit is not None:
+            self.audit.note(method, route, facts)
         self._access.note(
             soon=soon,
             method=method,

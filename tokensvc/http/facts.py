@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from litestar.types import HTTPScope, Scope
 
 from tokensvc.tokens.ids import IdSource
 
-__all__ = ["RequestFacts", "facts_of", "keep_facts"]
+__all__ = ["Issued", "RequestFacts", "facts_of", "keep_facts"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _WANTED: Final = frozenset(
@@ -21,6 +21,8 @@ _WANTED: Final = frozenset(
 )
 _new_request_id: Final = IdSource(b"0123456789abcdef", 0, 20).new
 _SCOPE_KEY: Final = "tokensvc.facts"
+
+Issued: TypeAlias = tuple[str | None, str | None, str]
 
 
 class RequestFacts:
@@ -30,7 +32,19 @@ class RequestFacts:
     values passes for the only one.
     """
 
-    __slots__ = ("body", "caller_id", "code", "headers", "request_id", "started", "status")
+    __slots__ = (
+        "about",
+        "body",
+        "caller_id",
+        "code",
+        "headers",
+        "issued",
+        "key_arn",
+        "request_id",
+        "stage_arn",
+        "started",
+        "status",
+    )
 
     def __init__(
         self, sent: Iterable[tuple[bytes, bytes]], started: float, body: bytes | None = None
@@ -48,6 +62,14 @@ class RequestFacts:
         self.caller_id: str | None = None
         self.code = ""
         self.status = 0
+        self.stage_arn: str | None = None
+        """For the audit record: the stage that is asked for, once it is known."""
+        self.key_arn: str | None = None
+        """For the audit record: the key that signed."""
+        self.issued: dict[Issued, int] | None = None
+        """For the audit record of a batch: how many of each stage, key and outcome (`done`, a code)."""
+        self.about: dict[str, Any] | None = None
+        """For the audit record: further facts of an action."""
 
 
 def keep_facts(scope: HTTPScope, facts: RequestFacts) -> None:

@@ -101,9 +101,10 @@ async def rotate(request: Request[Any, Any, Any]) -> ASGIResponse:
     A Region whose standby is not there or not old enough is not rotated, and its answer says so.
     """
     service = service_of(request)
-    authorize(request, service, _ROTATE)
+    facts = authorize(request, service, _ROTATE)
     body = await read_optional_json(request, service.max_body_bytes)
     region = _fields(body, {"region": str}).get("region")
+    facts.about = {"region": region}
     return _answered(await service.keys.rotate(region))
 
 
@@ -147,6 +148,7 @@ async def invalidate(request: Request[Any, Any, Any]) -> ASGIResponse:
     dry_run = _dry_run(request.query_params.getall(_DRY_RUN, []), set(request.query_params.keys()))
     body = await read_optional_json(request, service.max_body_bytes)
     fields = _fields(body, {"disconnect": bool, "reason": str})
+    facts.about = {"keyId": request.path_params["key_id"], "dryRun": dry_run, **fields}
     return _answered(
         await service.keys.invalidate(
             request.path_params["key_id"],

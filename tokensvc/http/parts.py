@@ -33,9 +33,11 @@ from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.ivs.stages import StageEndpointCache
 from tokensvc.keyring import (
     RingManager,
+    RingStore,
     RotationPolicy,
     SqlRingStore,
 )
+from tokensvc.keyring.audited import AuditedRingStore
 from tokensvc.keyring.follower import RingFollower
 from tokensvc.ledger import Ledger, LedgerWriter
 from tokensvc.ledger.writer import Durability
@@ -44,6 +46,7 @@ from tokensvc.signing import Backend
 from tokensvc.store import ensure_current
 from tokensvc.store.notify import Changes, open_changes
 from tokensvc.store.transactions import open_transactions
+from tokensvc.telemetry.audit import Audit
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
 
@@ -63,9 +66,10 @@ class Parts:
     changes: Changes
     ledger: Ledger
     writer: LedgerWriter
-    rings: SqlRingStore
+    rings: RingStore
     sealers: Sealers
     gateway: IvsGateway
+    drift: ClockDrift
     manager: RingManager
     ring: RingFollower
     keys: KeyOperations
@@ -99,12 +103,14 @@ async def open_parts(
     gateway: IvsGateway | None = None,
     sleep: Sleep = asyncio.sleep,
     monotonic: Callable[[], float] = time.monotonic,
+    audit: Audit | None = None,
 ) -> AsyncIterator[Parts]:
     """Open the parts; the key ring and the callers have been read once when the body begins.
 
     `clock` gives Unix seconds, `monotonic` seconds of a clock that nobody sets. A `gateway` that is
-    given stays open at the end. Raises ConfigurationError where Regions, database, schema or master
-    key are missing, and StoreUnavailableError where the database does not answer.
+    given stays open at the end; `audit` is told of every change of a key. Raises ConfigurationError
+    where Regions, database, schema or master key are missing, and StoreUnavailableError where the
+    database does not answer.
     """
     regions = settings.require_regions()
     policy = rotation_policy(settings)
@@ -129,7 +135,9 @@ async def open_parts(
         )
         writer.start()
         closing.push_async_callback(_close, "ledger", writer.aclose)
-        rings = SqlRingStore(engine, settings.ring_id, clock)
+        rings: RingStore = SqlRingStore(engine, settings.ring_id, clock)
+        if audit is not None:
+            rings = AuditedRingStore(rings, audit)
         manager = RingManager(
             store=rings,
             sealer=sealers.sealer,
@@ -186,6 +194,7 @@ async def open_parts(
             rings=rings,
             sealers=sealers,
             gateway=gateway,
+            drift=drift,
             manager=manager,
             ring=ring,
             keys=KeyOperations(

@@ -47,6 +47,7 @@ from tokensvc.http.service import authorize, service_of
 from tokensvc.http.structs import DisconnectAccepted
 from tokensvc.revocation.ban_store import MAX_LIFTED
 from tokensvc.revocation.requests import (
+    BanSubject,
     parse_ban_request,
     parse_ban_subject,
     parse_disconnect_request,
@@ -121,9 +122,18 @@ async def disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
     facts = authorize(request, service, _DISCONNECT)
     body = await read_json_body(request, service.max_body_bytes)
     ask = parse_disconnect_request(decode_json(body), regions=service.regions)
+    facts.about = {
+        "kind": ask.kind,
+        "stageArn": ask.stage_arn,
+        "user_id": ask.user_id,
+        "participantId": ask.target_id,
+        "reason": ask.reason or None,
+        "ban": ask.ban,
+    }
     accepted = await service.revocations.disconnect(
         ask, caller_id=facts.caller_id, ref=request_ref(facts, "disconnects", body)
     )
+    facts.about.update(disconnectId=accepted.disconnect_id, banId=accepted.ban_id)
     return _answered(
         DisconnectAccepted.of(accepted), 202, f"/v1/disconnects/{accepted.disconnect_id}"
     )
@@ -184,6 +194,7 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
     facts = authorize(request, service, _WRITE)
     body = await read_json_body(request, service.max_body_bytes)
     ask = parse_ban_request(decode_json(body), regions=service.regions, now=service.clock())
+    facts.about = _of_subject(ask.subject) | {"until": ask.until, "reason": ask.reason or None}
     made = await service.revocations.ban(
         stage_arn=ask.subject.stage_arn,
         user_id=ask.subject.user_id,
@@ -193,6 +204,7 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         caller_id=facts.caller_id,
         ref=request_ref(facts, "bans", body),
     )
+    facts.about["banId"] = made.ban_id
     return _answered(BanAnswer.of(made), 201, f"/v1/bans/{made.ban_id}")
 
 
@@ -267,7 +279,8 @@ async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
     Whoever was disconnected needs a new participant: IVS takes no token under the old id again.
     """
     service = service_of(request)
-    authorize(request, service, _WRITE)
+    facts = authorize(request, service, _WRITE)
+    facts.about = {"banId": request.path_params["ban_id"]}
     return _answered(BanAnswer.of(await service.revocations.lift(request.path_params["ban_id"])))
 
 
@@ -299,16 +312,18 @@ async def lift_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
     A user's bans on a stage are not those of the user everywhere, nor those of the stage.
     """
     service = service_of(request)
-    authorize(request, service, _WRITE)
+    facts = authorize(request, service, _WRITE)
     query = query_of(
         request, {**_SUBJECT_PARSERS, "everybody": parse_flag("everybody")}, "a lift of bans"
     )
     subject = parse_ban_subject(query, regions=service.regions)
+    facts.about = _of_subject(subject)
     lifted = await service.revocations.lift_of(
         stage_arn=subject.stage_arn,
         user_id=subject.user_id,
         participant_id=subject.participant_id,
     )
+    facts.about["banIds"] = [one.ban_id for one in lifted]
     answer = [BanAnswer.of(one) for one in lifted]
     return _answered(LiftedBans(answer, complete=len(answer) < MAX_LIFTED))
 
@@ -322,6 +337,14 @@ REVOCATION_ROUTES: Final = (
     lift_ban,
     lift_bans,
 )
+
+
+def _of_subject(subject: BanSubject) -> dict[str, Any]:
+    return {
+        "stageArn": subject.stage_arn,
+        "user_id": subject.user_id,
+        "participantId": subject.participant_id,
+    }
 
 
 def _answered(

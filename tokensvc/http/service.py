@@ -24,6 +24,7 @@ from tokensvc.ivs.gateway import PublicKey
 from tokensvc.keyring.view import RingView
 from tokensvc.ledger import Ledger
 from tokensvc.revocation import Revocations
+from tokensvc.telemetry.audit import Audit
 from tokensvc.telemetry.metrics import Metrics
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "install",
     "service_of",
 ]
+
+
+_READING: Final = ":read"
 
 
 class Authenticated(Protocol):
@@ -80,6 +84,7 @@ class Service:
     public_keys: PublicKeys
     readiness: Readiness
     metrics: Metrics
+    audit: Audit
     clock: Callable[[], float]
     regions: frozenset[str]
     max_duration: int
@@ -110,12 +115,15 @@ def authorize(
 ) -> RequestFacts:
     """See to it that the caller is known and has `scope`, or one of `others`; return the facts.
 
-    Raises UnauthenticatedError and ForbiddenError.
+    Raises UnauthenticatedError, ForbiddenError, and AuditUnavailableError where what the caller wants
+    to do has to be recorded and cannot be.
     """
     facts = facts_of(request.scope)
     header = facts.headers.get(b"authorization")
     caller = service.callers.authenticate(None if header is None else header.decode("latin-1"))
     facts.caller_id = caller.caller_id
+    if not scope.endswith(_READING):
+        service.audit.check()
     if scope not in caller.scopes and not any(other in caller.scopes for other in others):
         raise ForbiddenError(f"This caller has not the scope {scope}.", scope=scope)
     return facts

@@ -7,6 +7,7 @@ hold the event loop from everybody else.
 
 from __future__ import annotations
 
+from collections import Counter
 from time import perf_counter
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from tokensvc.errors import (
 from tokensvc.http import examples
 from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
+from tokensvc.http.facts import Issued, RequestFacts
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
 from tokensvc.http.openapi import IVS_PROBLEMS, RouteDoc, documented
@@ -92,7 +94,9 @@ async def mint(request: Request[Any, Any, Any]) -> Answer:
     )
     started = perf_counter()
     ref = request_ref(facts, "tokens", body)
+    facts.stage_arn = str(wanted.stage)
     issued = await service.desk.mint(wanted, facts.caller_id, ref)
+    facts.key_arn = issued.key_arn
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
     return Answer(_encode(issued), 201)
@@ -125,7 +129,7 @@ async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
     slices = service.new_slices()
     items = await _parse_items(batch, service, slices)
     outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref)
-    body = await _encode_outcomes(items, outcomes, service, facts.request_id, slices)
+    body = await _encode_outcomes(items, outcomes, service, facts, slices)
     return ASGIResponse(body=body, status_code=200, media_type=_JSON)
 
 
@@ -162,7 +166,9 @@ async def exchange(request: Request[Any, Any, Any]) -> ASGIResponse:
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
     ref = request_ref(facts, "tokens/exchange", body)
+    facts.stage_arn = None if wanted.stage is None else str(wanted.stage)
     issued = await service.desk.exchange(wanted, facts.caller_id, ref)
+    facts.key_arn = issued.key_arn
     service.metrics.token_exchanged()
     return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
 
@@ -225,25 +231,33 @@ async def _encode_outcomes(
     items: list[BatchItem],
     outcomes: list[BatchOutcome],
     service: Service,
-    request_id: str,
+    facts: RequestFacts,
     slices: LoopSlices,
 ) -> bytes:
     metrics = service.metrics
     encoded: list[msgspec.Raw] = []
+    told: Counter[Issued] = Counter()
     failed = 0
     for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
         await slices.breathe()
         if isinstance(outcome, TokenServiceError):
             failed += 1
             metrics.item_refused(outcome.code)
-            problem = problem_of(outcome, request_id, within=f"tokens[{index}]")
+            told[_stage_of(item), None, outcome.code] += 1
+            problem = problem_of(outcome, facts.request_id, within=f"tokens[{index}]")
             encoded.append(msgspec.Raw(_encode(RefusedItem(problem))))
         else:
             if not isinstance(item, TokenServiceError):
                 metrics.token_issued(outcome.issuer, item.stage.region)
+            told[_stage_of(item), outcome.key_arn, "done"] += 1
             encoded.append(msgspec.Raw(_encode(outcome)))
+    facts.issued = told
     # What is encoded already is only copied here.
     return _encode(BatchAnswer(encoded, issued=len(encoded) - failed, failed=failed))
+
+
+def _stage_of(item: BatchItem) -> str | None:
+    return None if isinstance(item, TokenServiceError) else str(item.stage)
 
 
 def _too_large(field: str, limit: int) -> BodyTooLargeError:

@@ -23,11 +23,12 @@ __all__ = ["create_master_key", "load_master_key"]
 _MAX_FILE_BYTES: Final = 256
 
 
-def load_master_key(path: Path) -> bytes:
+def load_master_key(path: Path, what: str = "master key") -> bytes:
     """Return the 32 bytes of the master key, to be given to `LocalSealer` and kept nowhere else.
 
-    Blocking. Raises ConfigurationError where the file is missing, is not a regular file, is not
-    ours, may be used by group or others, or holds anything but one line of base64 of 32 bytes.
+    Blocking. Raises ConfigurationError, which calls it `what`, where the file is missing, is not a
+    regular file, is not ours, may be used by group or others, or holds anything but one line of
+    base64 of 32 bytes.
     """
     try:
         # Opened before it is looked at, so that what is checked is what is read; a pipe must not
@@ -35,10 +36,10 @@ def load_master_key(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigurationError(
-            f"The master key file {path} cannot be opened: {error.strerror}."
+            f"The {what} file {path} cannot be opened: {error.strerror}."
         ) from error
     with os.fdopen(descriptor, "rb") as file:
-        _check_file(path, os.fstat(descriptor))
+        _check_file(path, os.fstat(descriptor), what)
         content = file.read(_MAX_FILE_BYTES + 1)
     lines = content.splitlines()
     try:
@@ -47,12 +48,12 @@ def load_master_key(path: Path) -> bytes:
         key = b""
     if len(key) != MASTER_KEY_BYTES:
         raise ConfigurationError(
-            f"The master key file {path} must hold one line: {MASTER_KEY_BYTES} bytes in base64."
+            f"The {what} file {path} must hold one line: {MASTER_KEY_BYTES} bytes in base64."
         )
     return key
 
 
-def create_master_key(path: Path) -> None:
+def create_master_key(path: Path, what: str = "master key") -> None:
     """Write a new master key to `path`, whole or not at all, readable by its owner only.
 
     Blocking. Raises ConfigurationError where the file exists or the folder cannot be written.
@@ -69,18 +70,18 @@ def create_master_key(path: Path) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise ConfigurationError(
-            f"The master key file {path} cannot be created: {error.strerror}."
+            f"The {what} file {path} cannot be created: {error.strerror}."
         ) from error
 
 
-def _check_file(path: Path, status: os.stat_result) -> None:
+def _check_file(path: Path, status: os.stat_result, what: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigurationError(f"The master key file {path} is not a regular file.")
+        raise ConfigurationError(f"The {what} file {path} is not a regular file.")
     if status.st_uid != os.geteuid():
-        raise ConfigurationError(f"The master key file {path} belongs to another user.")
+        raise ConfigurationError(f"The {what} file {path} belongs to another user.")
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(
-            f"The master key file {path} is open to group or others: run `chmod 600` on it."
+            f"The {what} file {path} is open to group or others: run `chmod 600` on it."
         )
 
 

@@ -164,7 +164,7 @@ class Audit:
         counted, self._mints = self._mints, Counter()
         since, self._since = self._since, now
         for group, count in counted.items():
-            about = {
+            about: dict[str, object] = {
                 "stageArn": group.stage_arn,
                 "keyArn": group.key_arn,
                 "count": count,

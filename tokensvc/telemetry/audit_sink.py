@@ -157,7 +157,7 @@ class AuditSink:
         if self._path is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
                 return
         fresh = _open(self._path)
         os.close(self._descriptor)

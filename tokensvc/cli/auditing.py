@@ -1,0 +1,74 @@
+"""Commands in the audit record: what was asked for on the command line, by whom, and what came of it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from tokensvc.errors import TokenServiceError
+
+if TYPE_CHECKING:
+    from tokensvc.settings import Settings
+    from tokensvc.telemetry.audit import Audit
+
+__all__ = ["audited"]
+
+_READ_ONLY: Final = frozenset({"list", "show", "check", "inspect", "settings", "doctor"})
+_USER_ID: Final = "user_id"
+
+
+@contextmanager
+def audited(settings: Settings) -> Iterator[Audit | None]:
+    """Record the command that runs now, once the body has ended; one that only reads is not recorded.
+
+    None where nothing is recorded. Raises ConfigurationError where the audit file cannot be opened,
+    before anything is done.
+    """
+    if settings.audit is None:
+        yield None
+        return
+    from tokensvc.http.auditing import open_audit
+
+    context = click.get_current_context()
+    with open_audit(settings, time.time, via="command line") as audit:
+        if context.info_name in _READ_ONLY:
+            yield audit
+            return
+        outcome = "failed"
+        try:
+            yield audit
+            outcome = "done"
+        except TokenServiceError as error:
+            outcome = error.code
+            raise
+        finally:
+            _record(audit, context, outcome)
+
+
+def _record(audit: Audit, context: click.Context, outcome: str) -> None:
+    options = {
+        name: value
+        for name, value in context.params.items()
+        if value not in (None, False, ()) and name not in (_USER_ID, "as_json")
+    }
+    path = context.command_path.split(" ")[1:]
+    audit.action(
+        f"command.{'.'.join(path)}",
+        who=f"os:{_user()}",
+        outcome=outcome,
+        user_id=context.params.get(_USER_ID),
+        options=options,
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

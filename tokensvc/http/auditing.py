@@ -1,0 +1,68 @@
+"""The audit record, opened as the settings say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
+
+from tokensvc.errors import ConfigurationError
+from tokensvc.keyring.master_key import create_master_key, load_master_key
+from tokensvc.settings import Settings
+from tokensvc.telemetry.audit import Audit, UserIds, hashed_user_ids, plain_user_ids
+from tokensvc.telemetry.audit_sink import AuditSink
+
+__all__ = ["auditing", "open_audit"]
+
+_KEY: Final = "audit key"
+
+
+@contextlib.contextmanager
+def open_audit(
+    settings: Settings, clock: Callable[[], float], *, via: str = "service"
+) -> Iterator[Audit]:
+    """Return where actions are recorded, flushed at the end; blocking at both ends.
+
+    `via` says who writes: the service, or the command line. Raises ConfigurationError where the file
+    or the key of the user ids cannot be opened.
+    """
+    if settings.audit is None:
+        yield Audit(None, clock=clock)
+        return
+    lines = AuditSink(settings.audit, lost=lambda count: audit.lost(count))
+    audit = Audit(
+        lines,
+        clock=clock,
+        user_ids=_user_ids(settings),
+        via=via,
+        required=settings.audit_required,
+    )
+    lines.start()
+    try:
+        yield audit
+    finally:
+        audit.tell_mints()
+        lines.close()
+
+
+@contextlib.asynccontextmanager
+async def auditing(settings: Settings, clock: Callable[[], float]) -> AsyncIterator[Audit]:
+    """Do as `open_audit` does, for the service, without holding up the event loop."""
+    opened = open_audit(settings, clock)
+    audit = await asyncio.to_thread(opened.__enter__)
+    try:
+        yield audit
+    finally:
+        await asyncio.to_thread(opened.__exit__, None, None, None)
+
+
+def _user_ids(settings: Settings) -> UserIds:
+    if settings.audit_user_ids == "plain":
+        return plain_user_ids
+    path = settings.audit_key_file
+    if not path.exists():
+        # Another process may make it at the same moment; whose key is there then is the key.
+        with contextlib.suppress(ConfigurationError):
+            create_master_key(path, _KEY)
+    return hashed_user_ids(load_master_key(path, _KEY))
