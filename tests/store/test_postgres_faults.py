@@ -271,6 +271,18 @@ async def test_connections_that_the_server_has_ended_are_not_used_again(postgres
         await asyncio.gather(*(run(engine, "SELECT 1") for _ in range(8)))
 
 
+async def test_requests_that_are_given_up_leave_the_pool_as_it_was(url):
+    async with opened(url, DatabaseLimits(pool_size=2)) as engine:
+        for _ in range(10):
+            given_up = [asyncio.create_task(run(engine, "SELECT pg_sleep(5)")) for _ in range(4)]
+            await asyncio.sleep(0.01)
+            for task in given_up:
+                task.cancel()
+            await asyncio.gather(*given_up, return_exceptions=True)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(run(engine, "SELECT 1") for _ in range(8)))
+
+
 async def test_a_server_that_became_read_only_is_left_for_the_one_that_takes_writes(postgres, url):
     """As with a failover behind one name: the connection stays, and its server is a standby now."""
     name = url.rpartition("/")[2]

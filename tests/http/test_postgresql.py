@@ -1,0 +1,139 @@
+"""Two replicas over one PostgreSQL: what one does the other knows at once, and both outlive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.http.support import (
+    NOW,
+    FakeIvs,
+    Service,
+    Sleeper,
+    install,
+    problem_in,
+    running,
+    settings_for,
+    stage_arn,
+)
+from tests.postgres import PASSWORD, PostgresServer
+from tokensvc.callers import SqlCallerStore
+from tokensvc.store import open_engine
+
+REFUSED_SECONDS = 0.1
+
+
+class NoPolls(Sleeper):
+    """No poll's time ever comes, so what is known in spite of that was heard."""
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds < REFUSED_SECONDS:
+            await asyncio.sleep(seconds)
+        else:
+            await super().sleep(seconds)
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> Iterator[str]:
+    url = postgres.database()
+    yield url
+    postgres.release(url)
+
+
+@pytest.fixture
+async def replicas(url: str, tmp_path: Path) -> AsyncIterator[tuple[Service, Service]]:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    settings = settings_for(folder, database_url=url)
+    api_keys = await install(settings)
+    ivs = FakeIvs()
+    first = Service(settings, ivs, NoPolls(), api_keys=api_keys)
+    second = Service(settings, ivs, NoPolls(), api_keys=api_keys)
+    async with running(first), running(second):
+        yield first, second
+
+
+async def until(
+    ask: Callable[[], Awaitable[httpx.Response]], fits: Callable[[httpx.Response], bool]
+) -> httpx.Response:
+    async with asyncio.timeout(20):
+        while not fits(answer := await ask()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return answer
+
+
+async def mint(service: Service, user: str = "alice") -> httpx.Response:
+    return await service.post("/v1/tokens", {"stageArn": stage_arn(), "userId": user})
+
+
+async def test_a_token_of_one_replica_is_known_to_the_other(replicas):
+    first, second = replicas
+    minted = await first.mint(userId="alice")
+    listed = await second.get("/v1/tokens?userId=alice")
+    assert [token["tokenId"] for token in listed.json()["tokens"]] == [minted["participantId"]]
+
+
+async def test_a_ban_on_one_replica_holds_on_the_other_before_its_next_poll(replicas):
+    first, second = replicas
+    assert (await mint(second)).status_code == 201
+    made = await first.post("/v1/bans", {"userId": "alice"})
+    assert made.status_code == 201, made.text
+    problem_in(await until(lambda: mint(second), lambda a: a.status_code != 201), 403, "banned")
+    assert (await mint(second, "bob")).status_code == 201
+
+
+async def test_a_caller_that_is_revoked_is_refused_before_the_next_poll(replicas, url):
+    first, second = replicas
+    engine = open_engine(url)
+    await SqlCallerStore(engine, lambda: NOW).revoke("all")
+    await engine.dispose()
+    for replica in (first, second):
+        answer = await until(lambda r=replica: mint(r), lambda a: a.status_code != 201)
+        problem_in(answer, 401, "unauthenticated")
+
+
+async def test_a_repeated_request_gets_one_answer_whoever_is_asked(replicas):
+    answers = await asyncio.gather(
+        *(
+            replicas[number % 2].send(
+                "/v1/tokens",
+                b'{"stageArn": "%s", "userId": "alice"}' % stage_arn().encode(),
+                idempotency_key="one",
+            )
+            for number in range(10)
+        )
+    )
+    assert {answer.status_code for answer in answers} <= {200, 201}, answers[0].text
+    assert len({answer.json()["participantId"] for answer in answers}) == 1
+
+
+async def test_a_database_that_goes_away_is_said_and_its_return_needs_nobody(replicas, postgres):
+    assert (await mint(replicas[0])).status_code == 201
+    await asyncio.to_thread(postgres.stop)
+    try:
+        for replica in replicas:
+            answer = await mint(replica)
+            problem_in(answer, 503, "store_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+            assert PASSWORD not in answer.text
+    finally:
+        await asyncio.to_thread(postgres.start)
+    for replica in replicas:
+        await until(lambda r=replica: mint(r), lambda a: a.status_code == 201)
+
+
+async def test_no_log_line_shows_the_password(replicas, postgres, log):
+    await asyncio.to_thread(postgres.stop)
+    await mint(replicas[0])
+    await asyncio.to_thread(postgres.start)
+    assert "ledger_rows_refused" in log.getvalue()
+    assert PASSWORD not in log.getvalue()
+
+
+async def test_how_long_nothing_was_heard_is_a_metric(replicas):
+    text = (await replicas[0].get("/metrics", caller=None)).text
+    assert 'tokensvc_view_age_seconds{view="changes"} 0.0' in text
