@@ -32,6 +32,9 @@ from tests.e2e.support import (
 )
 from tests.emulator.support import RunningEmulator
 from tokensvc.callers import Scope, SqlCallerStore
+from tokensvc.http.parts import open_parts
+from tokensvc.ivs.boto import BotoIvsGateway
+from tokensvc.ivs.clients import ClientSettings, StaticCredentials
 from tokensvc.keyring import KeyPhase, KeyRecord, SqlRingStore, create_master_key
 from tokensvc.settings import Settings
 from tokensvc.store import open_engine, upgrade
@@ -114,6 +117,22 @@ class Installation:
     def keys(self, *arguments: str, expect: int = 0) -> Any:
         """Run `tokensvc keys ... --json`."""
         return json.loads(self.run("keys", *arguments, "--json", expect=expect))
+
+    def prepare(self) -> None:
+        """Give the ring its ACTIVE and its STANDBY key, in this process: another one takes a second."""
+
+        async def prepare() -> None:
+            gateway = BotoIvsGateway(
+                ClientSettings(endpoint_url=self.emulator.url),
+                credentials=StaticCredentials("emulator", "emulator"),
+            )
+            settings = Settings(data_dir=self.folder, regions=(REGION,))
+            async with open_parts(settings, time.time, gateway=gateway) as parts:
+                made = await parts.keys.rotate_if_due(REGION)
+                assert made.status.healthy, made
+            await gateway.aclose()
+
+        asyncio.run(prepare())
 
     def stored(self) -> tuple[KeyRecord, ...]:
         """Return the keys of the stored ring that are not DELETED."""

@@ -71,7 +71,7 @@ def test_killed_in_the_middle_of_a_step(
     site = Installation.make(tmp_path / "site", emulator, standby_min_age="0")
     command = step.command
     if step.prepared:
-        assert site.keys("rotate", "--if-due")["regions"][0]["rotated"]
+        site.prepare()
     if step.name == "deletion":
         active = phases(site)[KeyPhase.ACTIVE]
         command = (*command, active.key_id)
@@ -241,7 +241,7 @@ def test_replicas_take_a_new_ring_over_and_a_stolen_key_is_dead(tmp_path: Path):
     """Two processes on one store; another one, the command line, changes the ring under both."""
     with RunningEmulator(enforce_quotas=False) as emulator:
         site = Installation.make(tmp_path / "site", emulator, standby_min_age="0")
-        assert site.keys("rotate", "--if-due")["regions"][0]["rotated"]
+        site.prepare()
         with site.serving() as one, site.serving() as other:
             first = one.mint()
             assert other.mint()["keyArn"] == first["keyArn"]
