@@ -213,7 +213,8 @@ class Service:
 
     async def at_rest(self) -> None:
         """Wait until every Region's key was seen to, and every loop waits for its next round."""
-        await self.sleeper.settled(LOOPS + REGION_LOOPS * len(self.settings.regions))
+        loops = LOOPS + (self.settings.audit is not None)
+        await self.sleeper.settled(loops + REGION_LOOPS * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:
         return {"authorization": f"Bearer {self.api_keys[caller]}"}
