@@ -23,7 +23,7 @@ from pathlib import Path
 from tokensvc.store import upgrade
 from tokensvc.store.tables import metadata
 
-__all__ = ["PASSWORD", "PostgresServer", "programs"]
+__all__ = ["PASSWORD", "USER", "PostgresServer", "programs"]
 
 USER = "tokensvc"
 PASSWORD = secrets.token_hex(12)
@@ -65,10 +65,12 @@ class PostgresServer:
     """A server on 127.0.0.1 that ends with the tests, and that a test may kill and start again.
 
     `durable` is for tests of what a crash leaves; without it nothing waits for the disk. `options`
-    are settings of the server's.
+    are settings of the server's. With a `primary` it is a standby of that one, to be promoted.
     """
 
-    def __init__(self, *, durable: bool = False, **options: str) -> None:
+    def __init__(
+        self, *, durable: bool = False, primary: PostgresServer | None = None, **options: str
+    ) -> None:
         self.bin = programs()
         self.folder = Path(tempfile.mkdtemp(prefix="tokensvc-postgres-"))
         self.data = self.folder / "data"
@@ -96,7 +98,7 @@ class PostgresServer:
             settings |= {"synchronous_commit": "off", "full_page_writes": "off"}
         self._settings = settings
         try:
-            self._make()
+            self._make(primary)
             self.start()
         except BaseException:
             self.close()
@@ -199,14 +201,24 @@ class PostgresServer:
             self._end(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _make(self) -> None:
-        password_file = self.folder / "password"
-        password_file.write_text(PASSWORD)
-        password_file.chmod(0o644)
-        self._run(
-            "initdb", "-D", str(self.data), "-U", USER, "--auth=scram-sha-256",
-            f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync",
-        )  # fmt: skip
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._run("pg_ctl", "promote", "-D", str(self.data), "-w", "-t", "60")
+
+    def _make(self, primary: PostgresServer | None) -> None:
+        if primary is None:
+            password_file = self.folder / "password"
+            password_file.write_text(PASSWORD)
+            password_file.chmod(0o644)
+            self._run(
+                "initdb", "-D", str(self.data), "-U", USER, "--auth=scram-sha-256",
+                f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync",
+            )  # fmt: skip
+        else:
+            self._run(
+                "pg_basebackup", "-D", str(self.data), "-d", primary.url(), "-X", "stream", "-R",
+                "--checkpoint=fast", "--no-sync",
+            )  # fmt: skip
         lines = [
             "listen_addresses = '127.0.0.1'",
             f"port = {self.port}",

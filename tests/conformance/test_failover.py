@@ -15,7 +15,7 @@ import pytest
 
 from tests.callers.support import Clock
 from tests.ledger.support import NOW, row
-from tests.postgres import PostgresServer
+from tests.postgres import PASSWORD, USER, PostgresServer
 from tokensvc.errors import StoreUnavailableError, TokenServiceError
 from tokensvc.ledger import Claim, IdempotencyStore, Ledger, LedgerWriter, idempotency_ref
 from tokensvc.revocation import Ban, BanList, BanStore
@@ -263,3 +263,39 @@ async def test_the_feed_of_changes_comes_back_by_itself(server, url):
     await until_lost(lost=False)
     task.cancel()
     await asyncio.wait([task])
+
+
+async def test_when_a_standby_takes_over_nothing_answered_is_lost_and_it_is_found(server):
+    """The primary waits for its standby (`synchronous_standby_names`), and then it is gone for good."""
+    server.sql("SELECT 1") if server.running else server.start()
+    primary_url = server.database()
+    name = primary_url.rpartition("/")[2]
+    standby = await asyncio.to_thread(lambda: PostgresServer(durable=True, primary=server))
+    try:
+        server.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        server.sql("SELECT pg_reload_conf()")
+        async with asyncio.timeout(BOUND_SECONDS):
+            while server.sql("SELECT sync_state FROM pg_stat_replication") != "sync":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        hosts = f"127.0.0.1:{server.port},127.0.0.1:{standby.port}"
+        url = f"postgresql://{USER}:{PASSWORD}@{hosts}/{name}?target_session_attrs=read-write"
+        replicas = [Replica(url) for _ in range(2)]
+        async with Load(replicas) as load:
+            await load.answers(20)
+            await asyncio.to_thread(server.kill)
+            await load.refusals()
+            await asyncio.to_thread(standby.promote)
+            await load.answers(20)
+        answered = {token for replica in replicas for token in replica.answered}
+        assert answered <= await stored(replicas[0])
+        for replica in replicas:
+            await replica.close()
+    finally:
+        standby.close()
+        if server.running:
+            await asyncio.to_thread(server.kill)
+        # Without this the primary would wait for its standby for ever.
+        configuration = server.data / "postgresql.auto.conf"
+        configuration.write_text("")
+        await asyncio.to_thread(server.start)
+        server.release(primary_url)

@@ -176,6 +176,26 @@ async def test_pending_calls_of_one_participant_are_folded_and_take_the_better_r
     assert progress.counts == {"pending": 1}
 
 
+async def test_a_call_that_ends_while_it_is_asked_for_again_is_made_anew_or_shared(replica, other):
+    requests = []
+    for at in (replica, other):
+        made = await at.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+        requests.append(await at.store.get(made.disconnect_id))
+    for number in range(15):
+        call = NewCall("disconnect", STAGE_TEXT, f"p{number}", None, ISSUED, NOW + 9)
+        await replica.store.enqueue(requests[0], [call], NOW)
+        (due,) = await replica.store.due_calls(REGION, NOW, 10)
+        await asyncio.gather(
+            replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW),
+            other.store.enqueue(requests[1], [call], NOW),
+        )
+        for left in await replica.store.due_calls(REGION, NOW, 10):
+            await replica.store.settle(left, "disconnected", attempts=1, error=None, now=NOW)
+    for request in requests:
+        progress = await other.store.progress(request.disconnect_id, now=NOW)
+        assert progress.counts == {"disconnected": 15}
+
+
 async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(replica):
     made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
     request = await replica.store.get(made.disconnect_id)

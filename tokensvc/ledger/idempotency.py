@@ -112,7 +112,9 @@ def claim_all(
         some = claims[start : start + _CLAIMS_PER_STATEMENT]
         keys = or_(*(_is(claim.ref) for claim in some))
         connection.execute(delete(records).where(keys, records.c.expires_at <= now))
-        insert_absent(connection, records, [_values(claim) for claim in some])
+        # In one order on every replica, so that two of them cannot deadlock; the sort is stable.
+        ordered = sorted(some, key=lambda claim: claim.ref.key_sha256)
+        insert_absent(connection, records, [_values(claim) for claim in ordered])
         stored = {
             (row.caller_id, row.route, row.key_sha256): row
             for row in connection.execute(select(records).where(keys))
