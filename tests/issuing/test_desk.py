@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.issuing.conftest import REGION, new_key
-from tests.issuing.support import desk_over
+from tests.issuing.support import desk_over, freely
 from tokensvc.errors import (
     BannedError,
     InvalidRequestError,
@@ -55,7 +55,7 @@ async def test_an_exchange_changes_rights_and_keeps_what_ivs_wants_kept(
     request = ExchangeRequest(
         first.participant_id, capabilities=("SUBSCRIBE",), attributes={"b": "2"}, duration=30
     )
-    second = await desk.exchange(request, "backend")
+    second = await desk.exchange(request, "backend", freely)
     old, new = world.verify(first.token), world.verify(second.token)
     for claim in ("jti", "resource", "topic", "events_url", "whip_url", "version", "user_id"):
         assert new[claim] == old[claim]
@@ -68,19 +68,21 @@ async def test_an_exchange_changes_rights_and_keeps_what_ivs_wants_kept(
 
 async def test_an_exchange_may_change_the_user(world: Any, desk: TokenDesk, ask: Ask) -> None:
     first = await desk.mint(ask(user_id="ana"), "backend")
-    second = await desk.exchange(ExchangeRequest(first.participant_id, user_id="bo"), "backend")
+    second = await desk.exchange(
+        ExchangeRequest(first.participant_id, user_id="bo"), "backend", freely
+    )
     assert world.verify(second.token)["user_id"] == "bo"
 
 
 async def test_nobody_unknown_is_exchanged(desk: TokenDesk) -> None:
     with pytest.raises(NotFoundError):
-        await desk.exchange(ExchangeRequest("nobody"), "backend")
+        await desk.exchange(ExchangeRequest("nobody"), "backend", freely)
 
 
 async def test_a_connection_token_is_no_participant(desk: TokenDesk) -> None:
     made = await desk.connect(ConnectionRequest(REGION), "backend")
     with pytest.raises(NotFoundError):
-        await desk.exchange(ExchangeRequest(made.token_id), "backend")
+        await desk.exchange(ExchangeRequest(made.token_id), "backend", freely)
 
 
 async def test_a_token_of_ivs_cannot_be_exchanged_and_the_reason_is_said(
@@ -88,7 +90,7 @@ async def test_a_token_of_ivs_cannot_be_exchanged_and_the_reason_is_said(
 ) -> None:
     first = await desk.mint(ask(issuer="ivs"), "backend")
     with pytest.raises(NotExchangeableError, match="issued by IVS"):
-        await desk.exchange(ExchangeRequest(first.participant_id), "backend")
+        await desk.exchange(ExchangeRequest(first.participant_id), "backend", freely)
 
 
 @pytest.mark.parametrize("what", ["expired", "disconnected", "pending", "key gone"])
@@ -106,7 +108,7 @@ async def test_who_cannot_join_again_gets_no_exchange(
         case _:
             world.gone_keys.add(first.key_arn)
     with pytest.raises(NotExchangeableError):
-        await desk.exchange(ExchangeRequest(first.participant_id), "backend")
+        await desk.exchange(ExchangeRequest(first.participant_id), "backend", freely)
     assert len(world.rows) == 1
 
 
@@ -114,7 +116,7 @@ async def test_an_exchange_needs_a_local_key(world: Any, desk: TokenDesk, ask: A
     first = await desk.mint(ask(), "backend")
     world.keys.clear()
     with pytest.raises(NoSigningKeyError):
-        await desk.exchange(ExchangeRequest(first.participant_id), "backend")
+        await desk.exchange(ExchangeRequest(first.participant_id), "backend", freely)
     assert not world.ivs_calls
 
 
@@ -122,7 +124,7 @@ async def test_an_exchange_names_the_participants_own_stage(desk: TokenDesk, ask
     first = await desk.mint(ask("stage1"), "backend")
     other = ask("stage2").stage
     with pytest.raises(InvalidRequestError) as raised:
-        await desk.exchange(ExchangeRequest(first.participant_id, stage=other), "backend")
+        await desk.exchange(ExchangeRequest(first.participant_id, stage=other), "backend", freely)
     assert raised.value.errors[0].field == "stageArn"
 
 
@@ -135,7 +137,7 @@ async def test_a_ban_stops_an_exchange(world: Any, desk: TokenDesk, ask: Ask, wh
     else:
         world.banned_users.add("ana" if who == "the old user" else "bo")
     with pytest.raises(BannedError):
-        await desk.exchange(request, "backend")
+        await desk.exchange(request, "backend", freely)
 
 
 async def test_a_new_name_does_not_help_a_banned_user(
@@ -144,7 +146,7 @@ async def test_a_new_name_does_not_help_a_banned_user(
     first = await desk.mint(ask(user_id="ana"), "backend")
     world.banned_users.add("ana")
     with pytest.raises(BannedError):
-        await desk.exchange(ExchangeRequest(first.participant_id, user_id="bo"), "backend")
+        await desk.exchange(ExchangeRequest(first.participant_id, user_id="bo"), "backend", freely)
 
 
 # --- connection tokens ----------------------------------------------------------------------------
@@ -292,11 +294,11 @@ async def test_exchanges_and_connection_tokens_are_repeated_too(
     minted = await desk.mint(ask(user_id="ana"), "backend")
     request = ExchangeRequest(minted.participant_id, capabilities=("SUBSCRIBE",))
     exchange = replace(REF, route="exchange")
-    first = await desk.exchange(request, "backend", exchange)
+    first = await desk.exchange(request, "backend", freely, exchange)
     world.now += 30
-    assert world.verify((await desk.exchange(request, "backend", exchange)).token) == world.verify(
-        first.token
-    )
+    assert world.verify(
+        (await desk.exchange(request, "backend", freely, exchange)).token
+    ) == world.verify(first.token)
     connect = replace(REF, route="connect")
     one = await desk.connect(ConnectionRequest(REGION), "backend", connect)
     world.now += 30

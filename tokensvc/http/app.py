@@ -19,6 +19,7 @@ import structlog
 from litestar import Litestar
 
 from tokensvc.errors import TokenServiceError
+from tokensvc.http.admission import Admission, open_admission
 from tokensvc.http.auditing import auditing
 from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.bodies import batch_decoder
@@ -74,12 +75,14 @@ def create_app(
     sleep: Sleep = asyncio.sleep,
     monotonic: Callable[[], float] = time.monotonic,
     tend_keys: bool = True,
+    limit_share: float = 1.0,
 ) -> Edge:
     """Return the ASGI application; nothing is opened before its lifespan begins.
 
     `clock` gives Unix seconds, `sleep` waits them, and `monotonic` is a clock that nobody sets. With
     `gateway`, that one is asked instead of AWS, and stays open. With `tend_keys` false another
-    process looks after the Regions' keys. Raises ConfigurationError where no Region is set.
+    process looks after the Regions' keys. `limit_share` is this process's part of the policy's limits.
+    Raises ConfigurationError where no Region is set.
     """
     settings.require_regions()
     metrics = Metrics()
@@ -93,7 +96,15 @@ def create_app(
                 open_parts(
                     settings, clock, gateway=gateway, sleep=sleep, monotonic=monotonic, audit=audit
                 ) as parts,
-                _serving(app, parts, audit),
+                open_admission(
+                    settings,
+                    parts.callers,
+                    parts.stages,
+                    clock=clock,
+                    monotonic=monotonic,
+                    share=limit_share,
+                ) as admission,
+                _serving(app, parts, admission, audit),
             ):
                 edge.startup_error = None
                 yield
@@ -102,7 +113,9 @@ def create_app(
             raise
 
     @asynccontextmanager
-    async def _serving(app: Litestar, parts: Parts, audit: Audit) -> AsyncIterator[None]:
+    async def _serving(
+        app: Litestar, parts: Parts, admission: Admission, audit: Audit
+    ) -> AsyncIterator[None]:
         await _say_who_signs(signer_backend(settings))
         watch = KeyWatch(
             parts.regions, view=parts.ring.view, status=parts.manager.status, clock=clock
@@ -118,11 +131,18 @@ def create_app(
             settings,
             parts,
             metrics,
-            lambda: [*issued.checks(), *watch.checks(), *drift.checks(), *told.checks()],
+            lambda: [
+                *issued.checks(),
+                *watch.checks(),
+                *drift.checks(),
+                *told.checks(),
+                *admission.checks(),
+            ],
         )
         await readiness.sign_canaries()
         _watch(parts, metrics)
-        service = _service(settings, parts, readiness, metrics, audit)
+        admission.watch(metrics)
+        service = _service(settings, parts, admission, readiness, metrics, audit)
         install(app.state, service)
         janitor = LedgerJanitor(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
@@ -154,6 +174,8 @@ def create_app(
                 audit.tell_mints()
 
             background.append(every(settings.audit_interval, tell, name="audit", sleep=sleep))
+        if admission.file is not None:
+            background.append(admission.file.run(settings.policy_refresh, sleep))
         if tend_keys:
 
             async def renew() -> None:
@@ -173,6 +195,7 @@ def create_app(
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
+            edge.reload = admission.reload
             edge.short_way = ShortWay(app, service, "POST", "/v1/tokens", mint.fn)
             yield
             edge.short_way = None
@@ -192,13 +215,19 @@ def create_app(
 
 
 def _service(
-    settings: Settings, parts: Parts, readiness: Readiness, metrics: Metrics, audit: Audit
+    settings: Settings,
+    parts: Parts,
+    admission: Admission,
+    readiness: Readiness,
+    metrics: Metrics,
+    audit: Audit,
 ) -> Service:
     return Service(
         desk=parts.desk.tokens,
         revocations=parts.desk.revocations,
         ledger=parts.ledger,
-        callers=parts.callers,
+        callers=admission.callers,
+        gate=admission.gate,
         keys=parts.keys,
         view=parts.ring.view,
         public_keys=parts.gateway,

@@ -15,10 +15,14 @@ from tokensvc.errors import (
     NoSigningKeyError,
     NotFoundError,
     NotRepeatableError,
+    PolicyDeniedError,
+    RateLimitedError,
     StoreUnavailableError,
 )
 from tokensvc.http import examples
+from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import decode_json, read_json_body
+from tokensvc.http.caller_policy import is_counted
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.openapi import RouteDoc, documented
 from tokensvc.http.service import authorize, service_of
@@ -46,6 +50,8 @@ _encode = msgspec.json.Encoder().encode
             answer_examples=examples.CONNECTION_ANSWER,
             problems=(
                 BannedError,
+                PolicyDeniedError,
+                RateLimitedError,
                 NoSigningKeyError,
                 IdempotencyConflictError,
                 NotRepeatableError,
@@ -55,10 +61,10 @@ _encode = msgspec.json.Encoder().encode
         )
     ),
 )
-async def mint_connection_token(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def mint_connection_token(request: Request[Any, Any, Any]) -> Answer:
     """Issue a token for a `RealTimeConnection` of one AWS account and Region."""
     service = service_of(request)
-    facts = authorize(request, service, "connection-tokens:mint")
+    facts = await authorize(request, service, "connection-tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
     wanted = parse_connection_request(
         decode_json(body),
@@ -66,10 +72,17 @@ async def mint_connection_token(request: Request[Any, Any, Any]) -> ASGIResponse
         max_duration=service.max_connection_duration,
     )
     ref = request_ref(facts, "connection-tokens", body)
-    issued = await service.desk.connect(wanted, facts.caller_id, ref)
+    caller = facts.caller_name
+    admitted = await service.gate.admit_connection(
+        caller,
+        wanted,
+        service.max_connection_duration,
+        counted=await is_counted(service, caller, ref),
+    )
+    issued = await service.desk.connect(admitted.request, facts.caller_id, ref)
     facts.key_arn = issued.key_arn
     service.metrics.connection_token_issued(wanted.region)
-    return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
+    return Answer(_encode(issued), 201, fields=admitted.headers.items())
 
 
 @delete(
@@ -81,7 +94,12 @@ async def mint_connection_token(request: Request[Any, Any, Any]) -> ASGIResponse
             operation_id="revokeConnectionToken",
             scope="connection-tokens:revoke",
             answer=DisconnectAccepted,
-            problems=(NotFoundError, IdempotencyConflictError, StoreUnavailableError),
+            problems=(
+                PolicyDeniedError,
+                NotFoundError,
+                IdempotencyConflictError,
+                StoreUnavailableError,
+            ),
         )
     ),
 )
@@ -91,7 +109,8 @@ async def revoke_connection_token(request: Request[Any, Any, Any]) -> ASGIRespon
     Whoever is connected with the token is disconnected, and nobody connects with it again.
     """
     service = service_of(request)
-    facts = authorize(request, service, "connection-tokens:revoke")
+    facts = await authorize(request, service, "connection-tokens:revoke")
+    service.gate.require_connections(facts.caller_name)
     token_id: str = request.path_params["token_id"]
     facts.about = {"tokenId": token_id}
     ref = request_ref(facts, "connection-tokens:revoke", token_id.encode())

@@ -51,6 +51,8 @@ class Edge:
         """For requests that need not go through Litestar's routing; None while nothing is served."""
         self.audit: RequestAudit | None = None
         """What requests are told to when they are answered; None before anything is served."""
+        self.reload: Callable[[], None] = _nothing_to_reload
+        """Reads anew what an operator may change while the service runs; for a SIGHUP."""
         self._metrics = metrics
         self._clock = perf_counter
         self._access = AccessLog()
@@ -154,6 +156,10 @@ class Edge:
             ms=round((self._clock() - facts.started) * 1000, 3),
             caller=facts.caller_id,
         )
+
+
+def _nothing_to_reload() -> None:
+    """Do nothing: before anything is served, all has just been read."""
 
 
 def _own_headers(facts: RequestFacts) -> list[tuple[bytes, bytes]]:

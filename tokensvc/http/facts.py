@@ -36,6 +36,7 @@ class RequestFacts:
         "about",
         "body",
         "caller_id",
+        "caller_name",
         "code",
         "headers",
         "issued",
@@ -60,6 +61,7 @@ class RequestFacts:
         self.body = body
         self.started = started
         self.caller_id: str | None = None
+        self.caller_name = ""
         self.code = ""
         self.status = 0
         self.stage_arn: str | None = None

@@ -56,7 +56,7 @@ _encode = msgspec.json.Encoder().encode
 async def list_keys(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show every key as it is stored, which of them sign here, and what happens next and when."""
     service = service_of(request)
-    authorize(request, service, _READ)
+    await authorize(request, service, _READ)
     return _answered(await service.keys.keys())
 
 
@@ -75,7 +75,7 @@ async def list_keys(request: Request[Any, Any, Any]) -> ASGIResponse:
 async def get_key(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show one key as it is stored."""
     service = service_of(request)
-    authorize(request, service, _READ)
+    await authorize(request, service, _READ)
     return _answered(await service.keys.key(request.path_params["key_id"]))
 
 
@@ -101,7 +101,7 @@ async def rotate(request: Request[Any, Any, Any]) -> ASGIResponse:
     A Region whose standby is not there or not old enough is not rotated, and its answer says so.
     """
     service = service_of(request)
-    facts = authorize(request, service, _ROTATE)
+    facts = await authorize(request, service, _ROTATE)
     body = await read_optional_json(request, service.max_body_bytes)
     region = _fields(body, {"region": str}).get("region")
     facts.about = {"region": region}
@@ -144,7 +144,7 @@ async def invalidate(request: Request[Any, Any, Any]) -> ASGIResponse:
     `disconnect` is asked for. Asking again is safe.
     """
     service = service_of(request)
-    facts = authorize(request, service, _INVALIDATE)
+    facts = await authorize(request, service, _INVALIDATE)
     dry_run = _dry_run(request.query_params.getall(_DRY_RUN, []), set(request.query_params.keys()))
     body = await read_optional_json(request, service.max_body_bytes)
     fields = _fields(body, {"disconnect": bool, "reason": str})

@@ -128,7 +128,7 @@ class IssuedTokensAnswer(msgspec.Struct, rename="camel"):
 async def list_tokens(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show what was issued and has not expired, whoever issued it; never the token itself."""
     service = service_of(request)
-    authorize(request, service, _READ)
+    await authorize(request, service, _READ)
     query = query_of(request, _PARSERS, "a list of tokens")
     page = await service.ledger.living(
         service.clock(),

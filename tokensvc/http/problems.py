@@ -22,6 +22,7 @@ from tokensvc.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
+    RateLimitedError,
     RequestTimeoutError,
     TokenServiceError,
     UnauthenticatedError,
@@ -156,7 +157,9 @@ def _headers(error: TokenServiceError, request: Request[Any, Any, Any]) -> dict[
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, UnauthenticatedError):
+    if isinstance(error, RateLimitedError):
+        headers |= error.headers
+    elif isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = 'Bearer realm="tokensvc"'
     elif isinstance(error, MethodNotAllowedError):
         headers["Allow"] = ", ".join(allowed_methods(request))

@@ -17,11 +17,13 @@ from tokensvc.errors import (
     InvalidRequestError,
     NotFoundError,
     NotRepeatableError,
+    PolicyDeniedError,
     StoreUnavailableError,
     TokenServiceError,
 )
 from tokensvc.http import examples
 from tokensvc.http.bodies import decode_json, read_json_body
+from tokensvc.http.caller_policy import require_subject
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.openapi import RouteDoc, documented
 from tokensvc.http.queries import (
@@ -63,6 +65,7 @@ _REVOKE: Final = "connection-tokens:revoke"
 _READ: Final = "bans:read"
 _WRITE: Final = "bans:write"
 _STORING: Final[tuple[type[TokenServiceError], ...]] = (
+    PolicyDeniedError,
     IdempotencyConflictError,
     NotRepeatableError,
     StoreUnavailableError,
@@ -119,7 +122,7 @@ async def disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
     far it is.
     """
     service = service_of(request)
-    facts = authorize(request, service, _DISCONNECT)
+    facts = await authorize(request, service, _DISCONNECT)
     body = await read_json_body(request, service.max_body_bytes)
     ask = parse_disconnect_request(decode_json(body), regions=service.regions)
     facts.about = {
@@ -130,6 +133,7 @@ async def disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
         "reason": ask.reason or None,
         "ban": ask.ban,
     }
+    await require_subject(service, facts, stage_arn=ask.stage_arn, participant_id=ask.target_id)
     accepted = await service.revocations.disconnect(
         ask, caller_id=facts.caller_id, ref=request_ref(facts, "disconnects", body)
     )
@@ -159,7 +163,7 @@ async def get_disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
     The scope `connection-tokens:revoke` will do as well.
     """
     service = service_of(request)
-    authorize(request, service, _DISCONNECT, _REVOKE)
+    await authorize(request, service, _DISCONNECT, _REVOKE)
     query = query_of(request, PAGE, "a disconnect's progress")
     progress = await service.revocations.progress(
         request.path_params["disconnect_id"],
@@ -191,10 +195,16 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
     It holds here when this is answered, and on every replica within a second.
     """
     service = service_of(request)
-    facts = authorize(request, service, _WRITE)
+    facts = await authorize(request, service, _WRITE)
     body = await read_json_body(request, service.max_body_bytes)
     ask = parse_ban_request(decode_json(body), regions=service.regions, now=service.clock())
     facts.about = _of_subject(ask.subject) | {"until": ask.until, "reason": ask.reason or None}
+    await require_subject(
+        service,
+        facts,
+        stage_arn=ask.subject.stage_arn,
+        participant_id=ask.subject.participant_id,
+    )
     made = await service.revocations.ban(
         stage_arn=ask.subject.stage_arn,
         user_id=ask.subject.user_id,
@@ -225,7 +235,7 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
 async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show who may not be issued a token now, for which stage, and until when."""
     service = service_of(request)
-    authorize(request, service, _READ)
+    await authorize(request, service, _READ)
     query = query_of(request, {**_SUBJECT_PARSERS, **PAGE}, "a list of bans")
     limit = query.get("limit", DEFAULT_LIMIT)
     found = await service.revocations.standing_bans(
@@ -254,7 +264,7 @@ async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
 async def get_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Show a ban; one that has ended or was lifted is still known for a day."""
     service = service_of(request)
-    authorize(request, service, _READ)
+    await authorize(request, service, _READ)
     return _answered(
         BanAnswer.of(await service.revocations.find_ban(request.path_params["ban_id"]))
     )
@@ -269,7 +279,7 @@ async def get_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
             operation_id="liftBan",
             scope=_WRITE,
             answer=BanAnswer,
-            problems=(NotFoundError, StoreUnavailableError),
+            problems=(PolicyDeniedError, NotFoundError, StoreUnavailableError),
         )
     ),
 )
@@ -279,9 +289,15 @@ async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
     Whoever was disconnected needs a new participant: IVS takes no token under the old id again.
     """
     service = service_of(request)
-    facts = authorize(request, service, _WRITE)
-    facts.about = {"banId": request.path_params["ban_id"]}
-    return _answered(BanAnswer.of(await service.revocations.lift(request.path_params["ban_id"])))
+    facts = await authorize(request, service, _WRITE)
+    ban_id: str = request.path_params["ban_id"]
+    facts.about = {"banId": ban_id}
+    if not service.gate.is_open:
+        found = await service.revocations.find_ban(ban_id)
+        await require_subject(
+            service, facts, stage_arn=found.stage_arn, participant_id=found.participant_id
+        )
+    return _answered(BanAnswer.of(await service.revocations.lift(ban_id)))
 
 
 @delete(
@@ -302,7 +318,7 @@ async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
                 },
             ),
             answer=LiftedBans,
-            problems=(InvalidRequestError, StoreUnavailableError),
+            problems=(PolicyDeniedError, InvalidRequestError, StoreUnavailableError),
         )
     ),
 )
@@ -312,12 +328,15 @@ async def lift_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
     A user's bans on a stage are not those of the user everywhere, nor those of the stage.
     """
     service = service_of(request)
-    facts = authorize(request, service, _WRITE)
+    facts = await authorize(request, service, _WRITE)
     query = query_of(
         request, {**_SUBJECT_PARSERS, "everybody": parse_flag("everybody")}, "a lift of bans"
     )
     subject = parse_ban_subject(query, regions=service.regions)
     facts.about = _of_subject(subject)
+    await require_subject(
+        service, facts, stage_arn=subject.stage_arn, participant_id=subject.participant_id
+    )
     lifted = await service.revocations.lift_of(
         stage_arn=subject.stage_arn,
         user_id=subject.user_id,

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ import structlog
 import uvicorn
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.http.admission import oidc_config, read_policy
 from tokensvc.http.app import create_app
 from tokensvc.http.edge import Edge
 from tokensvc.http.parts import open_parts
@@ -119,7 +121,8 @@ def serve(settings: Settings) -> None:
 
 def serve_alone(settings: Settings, listener: socket.socket, *, tend_keys: bool = True) -> None:
     """Serve on `listener` in this process until a signal ends it; closes it."""
-    app = create_app(settings, tend_keys=tend_keys)
+    # Each process counts for itself, so each has its part of a limit.
+    app = create_app(settings, tend_keys=tend_keys, limit_share=1 / settings.workers)
     server = Server(server_config(settings, app), own_process=True)
     try:
         server.run(sockets=[listener])
@@ -157,6 +160,21 @@ class Server(uvicorn.Server):
             yield
             self._captured_signals.clear()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve; SIGHUP reads anew what may be changed meanwhile, and touches no request."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        # A worker is born with the signal blocked, so that none ends it before it can listen.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        try:
+            await super().serve(sockets)
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+
+    def _reload(self) -> None:
+        edge: Edge = self.config.app  # type: ignore[assignment]
+        edge.reload()
+
 
 def _settle() -> None:
     # All that is loaded by now stays; looking through it again and again took a tenth of a mint.
@@ -168,6 +186,8 @@ def _settle() -> None:
 
 
 async def _check(settings: Settings) -> None:
+    await asyncio.to_thread(read_policy, settings, time.time)
+    oidc_config(settings)
     async with open_parts(settings, time.time):
         _log.info("configuration_checked")
 

@@ -23,6 +23,7 @@ from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import PublicKey
 from tokensvc.keyring.view import RingView
 from tokensvc.ledger import Ledger
+from tokensvc.policy import PolicyGate
 from tokensvc.revocation import Revocations
 from tokensvc.telemetry.audit import Audit
 from tokensvc.telemetry.metrics import Metrics
@@ -50,6 +51,11 @@ class Authenticated(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """The name that policies know the caller by."""
+        ...
+
+    @property
     def scopes(self) -> Collection[str]:
         """What the caller may do."""
         ...
@@ -58,8 +64,11 @@ class Authenticated(Protocol):
 class Authenticator(Protocol):
     """Knows the callers."""
 
-    def authenticate(self, authorization: str | None) -> Authenticated:
-        """Return who sends this `Authorization` header; raises UnauthenticatedError."""
+    async def authenticate(self, authorization: str | None) -> Authenticated:
+        """Return who sends this `Authorization` header; raises UnauthenticatedError.
+
+        Where the caller comes with a token of an issuer, IdentityProviderError as well.
+        """
         ...
 
 
@@ -79,6 +88,7 @@ class Service:
     revocations: Revocations
     ledger: Ledger
     callers: Authenticator
+    gate: PolicyGate
     keys: KeyOperations
     view: Callable[[], RingView]
     public_keys: PublicKeys
@@ -110,18 +120,21 @@ def service_of(request: Request[Any, Any, Any]) -> Service:
     return cast("Service", request.app.state.service if kept is None else kept)
 
 
-def authorize(
+async def authorize(
     request: Request[Any, Any, Any], service: Service, scope: str, *others: str
 ) -> RequestFacts:
     """See to it that the caller is known and has `scope`, or one of `others`; return the facts.
 
-    Raises UnauthenticatedError, ForbiddenError, and AuditUnavailableError where what the caller wants
-    to do has to be recorded and cannot be.
+    Raises UnauthenticatedError, IdentityProviderError, ForbiddenError, and AuditUnavailableError where
+    what the caller wants to do has to be recorded and cannot be.
     """
     facts = facts_of(request.scope)
     header = facts.headers.get(b"authorization")
-    caller = service.callers.authenticate(None if header is None else header.decode("latin-1"))
+    caller = await service.callers.authenticate(
+        None if header is None else header.decode("latin-1")
+    )
     facts.caller_id = caller.caller_id
+    facts.caller_name = caller.name
     if not scope.endswith(_READING):
         service.audit.check()
     if scope not in caller.scopes and not any(other in caller.scopes for other in others):

@@ -160,6 +160,7 @@ class ExchangeTokenRequest(Struct, kw_only=True, rename="camel", forbid_unknown_
     participant_id: TokenId
     stage_arn: StageArnText | UnsetType | None = UNSET
     user_id: UserId | UnsetType | None = UNSET
+    role: Role | UnsetType | None = UNSET
     duration: Duration | UnsetType | None = UNSET
     capabilities: Capabilities | UnsetType | None = UNSET
     attributes: Attributes | UnsetType | None = UNSET

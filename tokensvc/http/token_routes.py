@@ -25,6 +25,8 @@ from tokensvc.errors import (
     NotExchangeableError,
     NotFoundError,
     NotRepeatableError,
+    PolicyDeniedError,
+    RateLimitedError,
     StageNotFoundError,
     StoreUnavailableError,
     TokenServiceError,
@@ -32,6 +34,7 @@ from tokensvc.errors import (
 from tokensvc.http import examples
 from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
+from tokensvc.http.caller_policy import CallerPolicy, is_counted
 from tokensvc.http.facts import Issued, RequestFacts
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
@@ -50,14 +53,17 @@ from tokensvc.http.structs import (
 from tokensvc.issuing.batch import BatchItem, BatchOutcome
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.slices import LoopSlices
+from tokensvc.tokens.claims import WantedToken
 from tokensvc.tokens.exchange import parse_exchange_request
-from tokensvc.tokens.validate import parse_defaults, parse_token_request
+from tokensvc.tokens.validate import parse_defaults, parse_wanted_token
 
 __all__ = ["TOKEN_ROUTES", "mint"]
 
 _JSON: Final = "application/json"
 ISSUING_PROBLEMS: Final = (
     BannedError,
+    PolicyDeniedError,
+    RateLimitedError,
     IdempotencyConflictError,
     NotRepeatableError,
     LedgerBusyError,
@@ -87,19 +93,22 @@ _encode = msgspec.json.Encoder().encode
 async def mint(request: Request[Any, Any, Any]) -> Answer:
     """Issue a token for one participant of a stage."""
     service = service_of(request)
-    facts = authorize(request, service, "tokens:mint")
+    facts = await authorize(request, service, "tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
-    wanted = parse_token_request(
+    wanted = parse_wanted_token(
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
     started = perf_counter()
     ref = request_ref(facts, "tokens", body)
     facts.stage_arn = str(wanted.stage)
-    issued = await service.desk.mint(wanted, facts.caller_id, ref)
+    caller = facts.caller_name
+    counted = ref is None or await is_counted(service, caller, ref)
+    admitted = await service.gate.admit(caller, wanted, counted=counted)
+    issued = await service.desk.mint(admitted.request, facts.caller_id, ref)
     facts.key_arn = issued.key_arn
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
-    return Answer(_encode(issued), 201)
+    return Answer(_encode(issued), 201, fields=admitted.headers.items())
 
 
 @post(
@@ -119,18 +128,22 @@ async def mint(request: Request[Any, Any, Any]) -> Answer:
         )
     ),
 )
-async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     """Issue up to 1,000 tokens; each item is answered by a token or by a problem, in their order."""
     service = service_of(request)
-    facts = authorize(request, service, "tokens:mint")
+    facts = await authorize(request, service, "tokens:mint")
     raw = await read_json_body(request, service.max_batch_body_bytes)
     ref = request_ref(facts, "tokens/batch", raw)
     batch = service.cut_batch(raw)
     slices = service.new_slices()
-    items = await _parse_items(batch, service, slices)
+    wanted = await _parse_items(batch, service, slices)
+    caller = facts.caller_name
+    counted = await is_counted(service, caller, ref)
+    admitted = await service.gate.admit_batch(caller, wanted, slices.breathe, counted=counted)
+    items = admitted.items
     outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref)
     body = await _encode_outcomes(items, outcomes, service, facts, slices)
-    return ASGIResponse(body=body, status_code=200, media_type=_JSON)
+    return Answer(body, 200, fields=admitted.headers.items())
 
 
 @post(
@@ -154,23 +167,25 @@ async def mint_batch(request: Request[Any, Any, Any]) -> ASGIResponse:
         )
     ),
 )
-async def exchange(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def exchange(request: Request[Any, Any, Any]) -> Answer:
     """Issue a token for the SDK's `exchangeToken()`: same participant and stage, new rights.
 
-    Capabilities and attributes are as asked for; left out, they are the defaults, not the old ones.
+    Capabilities and attributes are as asked for; left out, they are those of the role or the defaults,
+    not the old ones.
     """
     service = service_of(request)
-    facts = authorize(request, service, "tokens:mint")
+    facts = await authorize(request, service, "tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
     wanted = parse_exchange_request(
         decode_json(body), regions=service.regions, max_duration=service.max_duration
     )
     ref = request_ref(facts, "tokens/exchange", body)
     facts.stage_arn = None if wanted.stage is None else str(wanted.stage)
-    issued = await service.desk.exchange(wanted, facts.caller_id, ref)
+    policy = CallerPolicy(service.gate, facts.caller_name)
+    issued = await service.desk.exchange(wanted, facts.caller_id, policy, ref)
     facts.key_arn = issued.key_arn
     service.metrics.token_exchanged()
-    return ASGIResponse(body=_encode(issued), status_code=201, media_type=_JSON)
+    return Answer(_encode(issued), 201, fields=policy.headers.items())
 
 
 @post(
@@ -191,7 +206,7 @@ async def exchange(request: Request[Any, Any, Any]) -> ASGIResponse:
 async def inspect(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Decode and verify a token, and say in words what IVS would refuse. Nothing of it is kept."""
     service = service_of(request)
-    authorize(request, service, "tokens:read")
+    await authorize(request, service, "tokens:read")
     body = await read_json_body(request, service.max_body_bytes)
     answer = await inspection_of(parse_inspection(decode_json(body)), service)
     return ASGIResponse(body=_encode(answer), status_code=200, media_type=_JSON)
@@ -200,7 +215,9 @@ async def inspect(request: Request[Any, Any, Any]) -> ASGIResponse:
 TOKEN_ROUTES: Final = (mint, mint_batch, exchange, inspect)
 
 
-async def _parse_items(batch: BatchBody, service: Service, slices: LoopSlices) -> list[BatchItem]:
+async def _parse_items(
+    batch: BatchBody, service: Service, slices: LoopSlices
+) -> list[WantedToken | TokenServiceError]:
     # One item has the bound of one request, whatever room the others leave.
     limit = service.max_body_bytes
     if len(memoryview(batch.defaults)) > limit:
@@ -208,14 +225,14 @@ async def _parse_items(batch: BatchBody, service: Service, slices: LoopSlices) -
     defaults = parse_defaults(
         decode_json(batch.defaults), regions=service.regions, max_duration=service.max_duration
     )
-    items: list[BatchItem] = []
+    items: list[WantedToken | TokenServiceError] = []
     for raw in batch.tokens:
         await slices.breathe()
         try:
             if len(memoryview(raw)) > limit:
                 raise _too_large("", limit)
             items.append(
-                parse_token_request(
+                parse_wanted_token(
                     decode_json(raw),
                     regions=service.regions,
                     max_duration=service.max_duration,

@@ -2,7 +2,8 @@
 
 The parent serves nothing. It starts the workers, replaces one that dies (at once if it had run for a
 while, ever more slowly if it had not), and on SIGTERM or SIGINT asks all of them to drain, waiting for
-them no longer than they were promised. A worker whose parent is gone drains and ends by itself.
+them no longer than they were promised. SIGHUP is passed on to every worker. A worker whose parent is
+gone drains and ends by itself.
 """
 
 from __future__ import annotations
@@ -84,10 +85,13 @@ class Supervisor:
         start: Callable[[int], Worker],
         clock: Callable[[], float],
         grace: float,
+        send: Callable[[int, int], None] = os.kill,
     ) -> None:
+        """`send` sends a signal to a process."""
         self._start = start
         self._clock = clock
         self._grace = grace
+        self._send = send
         self._stop_at: float | None = None
         self._places = [_Place(index) for index in range(count)]
 
@@ -107,6 +111,13 @@ class Supervisor:
             self._stop_at = self._clock() + self._grace
             for worker in self.workers:
                 worker.terminate()
+
+    def reload(self) -> None:
+        """Tell every worker to read anew what may be changed while it runs."""
+        for worker in self.workers:
+            # One that has ended keeps its number until `look` takes note of it.
+            if worker.pid is not None and worker.exitcode is None:
+                self._send(worker.pid, signal.SIGHUP)
 
     def look(self) -> bool:
         """Take note of who has ended, start who is due; False when all have ended after `stop`."""
@@ -152,18 +163,27 @@ def run_workers(settings: Settings, listener: socket.socket, serve: Serve) -> No
         process = context.Process(
             target=_be_worker, args=(serve, settings, listener, index), name=f"worker {index}"
         )
-        process.start()
+        # Blocked while a worker is born: it keeps the signal until it listens, and so does its parent.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         return process
 
     grace = settings.shutdown_grace + MARGIN_SECONDS
     supervisor = Supervisor(settings.workers, start, time.monotonic, grace)
-    asked = threading.Event()
+    asked, hung_up = threading.Event(), threading.Event()
     before = {
         number: signal.signal(number, lambda *_: asked.set())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
     try:
         while supervisor.look():
+            if hung_up.is_set():
+                hung_up.clear()
+                supervisor.reload()
             if asked.is_set() and not supervisor.stopping:
                 _log.info("draining", workers=len(supervisor.workers))
                 supervisor.stop()

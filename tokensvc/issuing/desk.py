@@ -29,11 +29,11 @@ from tokensvc.ledger.idempotency import Claim, IdempotencyRef
 from tokensvc.ledger.lookups import IssuedRecord
 from tokensvc.ledger.row import PARTICIPANT
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import TokenRequest
+from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.connection import ConnectionRequest
 from tokensvc.tokens.exchange import ExchangeRequest
 
-__all__ = ["Answers", "TokenDesk"]
+__all__ = ["Answers", "Policy", "TokenDesk"]
 
 
 class Answers(Protocol):
@@ -44,8 +44,21 @@ class Answers(Protocol):
         ...
 
 
+class Policy(Protocol):
+    """What the caller who asks may have."""
+
+    async def __call__(self, wanted: WantedToken, *, counted: bool) -> TokenRequest:
+        """Return what to issue; raises PolicyDeniedError, RateLimitedError and IvsError classes.
+
+        What is not `counted` against the caller's limits repeats an answer.
+        """
+        ...
+
+
 class TokenDesk:
-    """Answers requests for tokens. `clock` gives Unix seconds, `idempotency_window` is in seconds.
+    """Answers requests for tokens, which have passed the policy.
+
+    `clock` gives Unix seconds, `idempotency_window` is in seconds.
 
     Every method raises BannedError, NoSigningKeyError, the IvsError classes, LedgerBusyError and
     StoreUnavailableError, and with a `ref` IdempotencyConflictError and NotRepeatableError; in each
@@ -75,6 +88,10 @@ class TokenDesk:
         self._key_is_gone = key_is_gone
         self._clock = clock
         self._window = idempotency_window
+
+    async def has_answered(self, ref: IdempotencyRef) -> bool:
+        """Tell whether a request under `ref` would repeat an answer, and issue nothing new."""
+        return await self._known(ref) is not None
 
     async def mint(
         self, request: TokenRequest, caller_id: str | None, ref: IdempotencyRef | None = None
@@ -115,13 +132,17 @@ class TokenDesk:
         ]
 
     async def exchange(
-        self, request: ExchangeRequest, caller_id: str | None, ref: IdempotencyRef | None = None
+        self,
+        request: ExchangeRequest,
+        caller_id: str | None,
+        policy: Policy,
+        ref: IdempotencyRef | None = None,
     ) -> IssuedToken:
-        """Issue a token that the holder of a living one can exchange it for.
+        """Issue a token that the holder of a living one can exchange it for, as `policy` has it.
 
         Same `jti`, stage and endpoints as were signed first, whatever GetStage answers now. Raises
-        NotFoundError for a participant that is not in the ledger, NotExchangeableError, and
-        InvalidRequestError where `stageArn` is not the participant's.
+        NotFoundError for a participant that is not in the ledger, NotExchangeableError,
+        InvalidRequestError where `stageArn` is not the participant's, and what `policy` raises.
         """
         found = await self._ledger.latest(request.participant_id)
         if found is None or found.kind != PARTICIPANT or found.stage_arn is None:
@@ -132,19 +153,25 @@ class TokenDesk:
             raise InvalidRequestError(
                 f"stageArn: {detail}", errors=(FieldError("stageArn", "mismatch", detail),)
             )
-        wanted = TokenRequest(
+        known = None if ref is None else await self._known(ref)
+        asked = WantedToken(
             stage=stage,
             user_id=request.user_id if request.user_id is not None else found.user_id,
+            role=request.role,
             duration=request.duration,
             capabilities=request.capabilities,
             attributes=request.attributes,
-            issuer="local",
         )
+        allowed = await policy(asked, counted=known is None)
+        if allowed.issuer == "ivs":
+            raise NotExchangeableError(
+                "The policy lets this caller have tokens of IVS alone, which cannot be exchanged."
+            )
+        wanted = replace(allowed, issuer="local")
         # Under the name before, too: a banned user does not get in under another one.
         before = replace(wanted, user_id=found.user_id)
         for one in (before, wanted):
             self._issuer.admit(one, request.participant_id)
-        known = None if ref is None else await self._known(ref)
         if known is not None:
             return await self._repeat(wanted, _only(known), caller_id)
         reason = await why_not_again(found, self._pending, self._clock())
@@ -208,6 +235,11 @@ class TokenDesk:
         self, request: TokenRequest, one: KeptToken, caller_id: str | None
     ) -> IssuedToken:
         self._issuer.admit(request, one.participant_id)
+        seconds = request.duration * 60
+        if one.exp - self._clock() > seconds or one.exp - one.iat < seconds:
+            raise NotRepeatableError(
+                "The policy gives this request another duration than it did when it was answered."
+            )
         found = await self._again(one)
         endpoints = found.endpoints or await self._issuer.stage_endpoints(request.stage)
         draft = self._issuer.sign(request, endpoints, caller_id, one.identity)

@@ -7,19 +7,22 @@ well. Where a rule goes by a stage's tags, they are looked up; of a batch, each 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tokensvc.errors import RateLimitedError, TokenServiceError
 from tokensvc.policy.limiter import Limiter, Quota, rate_limit_headers
 from tokensvc.policy.policy import Policy
+from tokensvc.policy.rules import TokenLimits
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
+from tokensvc.tokens.connection import ConnectionRequest, WantedConnection
 
-__all__ = ["Admitted", "AdmittedBatch", "PolicyGate", "StageTags"]
+__all__ = ["Admitted", "AdmittedBatch", "AdmittedConnection", "PolicyGate", "StageTags"]
 
 _LOOKUPS_AT_ONCE: Final = 8
+_UNLIMITED: Final = TokenLimits()
 
 
 class StageTags(Protocol):
@@ -35,6 +38,14 @@ class Admitted:
     """A request as it is to be issued, and the headers that tell the caller its limits."""
 
     request: TokenRequest
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedConnection:
+    """The same for a connection token."""
+
+    request: ConnectionRequest
     headers: Mapping[str, str]
 
 
@@ -56,13 +67,26 @@ class PolicyGate:
         self._stage_tags = stage_tags
         self._limiter = limiter
 
-    async def admit(self, caller: str, wanted: WantedToken) -> Admitted:
+    @property
+    def is_open(self) -> bool:
+        """Whether scopes alone decide, as of now."""
+        return self._policy().is_open
+
+    def counts(self, caller: str) -> bool:
+        """Tell whether any limit holds for `caller`, as of now."""
+        policy = self._policy()
+        return policy.limits_of(caller) != _UNLIMITED or policy.limits != _UNLIMITED
+
+    async def admit(self, caller: str, wanted: WantedToken, *, counted: bool = True) -> Admitted:
         """Return what to issue for `caller`, by its name.
+
+        With `counted` false it is held against the rules and not against the limits: it repeats
+        an answer, and issues nothing new.
 
         Raises RateLimitedError and PolicyDeniedError; and where the rules go by tags,
         StageNotFoundError and other IvsError classes.
         """
-        quotas = self.count(caller, wanted.user_id)
+        quotas = self.count(caller, wanted.user_id) if counted else ()
         # One policy for the whole request, even if the file changes while IVS is asked.
         policy = self._policy()
         tags = await self._tags(policy, caller, wanted.stage)
@@ -74,6 +98,8 @@ class PolicyGate:
         caller: str,
         items: Sequence[WantedToken | TokenServiceError],
         breathe: Callable[[], Awaitable[None]],
+        *,
+        counted: bool = True,
     ) -> AdmittedBatch:
         """Do the same for every item; one that is an error already keeps it.
 
@@ -90,7 +116,7 @@ class PolicyGate:
                 answers.append(item)
                 continue
             try:
-                quotas = self.count(caller, item.user_id)
+                quotas = self.count(caller, item.user_id) if counted else ()
             except RateLimitedError as error:
                 refusal = error
                 answers.append(error)
@@ -113,6 +139,29 @@ class PolicyGate:
         """
         policy = self._policy()
         policy.require_stage(caller, stage, await self._tags(policy, caller, stage))
+
+    async def require_stages(self, caller: str, stages: Iterable[StageArn]) -> None:
+        """Refuse as `require_stage` does; where no stage is named, all are meant (`everywhere`)."""
+        named = False
+        for stage in stages:
+            named = True
+            await self.require_stage(caller, stage)
+        if not named:
+            self._policy().require_everywhere(caller)
+
+    async def admit_connection(
+        self, caller: str, wanted: WantedConnection, max_duration: int, *, counted: bool = True
+    ) -> AdmittedConnection:
+        """Return the connection token to issue for `caller`; counted and raising as `admit`."""
+        quotas = self.count(caller, wanted.user_id) if counted else ()
+        policy = self._policy()
+        tags = None if wanted.stage is None else await self._tags(policy, caller, wanted.stage)
+        request = policy.admit_connection(caller, wanted, tags, max_duration)
+        return AdmittedConnection(request, rate_limit_headers(quotas))
+
+    def require_connections(self, caller: str) -> None:
+        """Refuse a caller that has nothing to do with connection tokens; raises PolicyDeniedError."""
+        self._policy().require_connections(caller)
 
     async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
         return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None

@@ -33,6 +33,7 @@ from tokensvc.tokens.limits import (
     DEFAULT_DURATION_MINUTES,
     MAX_ARN_CHARS,
     MAX_ATTRIBUTES_BYTES,
+    MAX_CONNECTION_DURATION_MINUTES,
     MAX_DURATION_MINUTES,
     MIN_DURATION_MINUTES,
 )
@@ -41,8 +42,10 @@ __all__ = [
     "read_attribute_rule",
     "read_caller_limits",
     "read_capabilities",
+    "read_connection_duration",
     "read_duration",
     "read_fixed_attributes",
+    "read_flag",
     "read_issuers",
     "read_overall_limits",
     "read_stages",
@@ -52,6 +55,8 @@ MAX_PER_SECOND: Final = 1_000_000
 
 _ARN_PATTERN: Final = re.compile(rf"[A-Za-z0-9:/*-]{{1,{MAX_ARN_CHARS}}}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+_MAX_CONNECTION: Final = MAX_CONNECTION_DURATION_MINUTES
+_FLAGS: Final = {"true": True, "false": False}
 _STAGE_ARN: Final = "arn:aws:ivs:"
 
 
@@ -127,11 +132,26 @@ def read_issuers(faults: Faults, node: Node, path: str) -> tuple[Issuer, ...] | 
 
 def read_duration(faults: Faults, node: Node, path: str) -> DurationRule | None:
     """Return bounds in minutes; a single number is both the longest and the default."""
+    return _duration(faults, node, path, _minutes)
+
+
+def read_connection_duration(faults: Faults, node: Node, path: str) -> DurationRule | None:
+    """Return bounds in minutes, as `read_duration` does, of connection tokens."""
+    return _duration(faults, node, path, _connection_minutes)
+
+
+def _duration(
+    faults: Faults, node: Node, path: str, read_minutes: Reader[int]
+) -> DurationRule | None:
     rule = Rule(path, node.line)
     if isinstance(node, Scalar):
-        minutes = _minutes(faults, node, path)
+        minutes = read_minutes(faults, node, path)
         return None if minutes is None else DurationRule(1, minutes, minutes, rule)
-    readers: dict[str, Reader[Any]] = {"min": _minutes, "default": _minutes, "max": _minutes}
+    readers: dict[str, Reader[Any]] = {
+        "min": read_minutes,
+        "default": read_minutes,
+        "max": read_minutes,
+    }
     found = len(faults)
     parts = read_fields(faults, node, path, readers, ("max",))
     if len(faults) > found:
@@ -166,6 +186,23 @@ def _minutes(faults: Faults, node: Node, path: str) -> int | None:
         )
         return None
     return minutes
+
+
+def _connection_minutes(faults: Faults, node: Node, path: str) -> int | None:
+    minutes = read_whole(faults, node, path)
+    if minutes is not None and not MIN_DURATION_MINUTES <= minutes <= _MAX_CONNECTION:
+        detail = f"is {minutes} minutes; IVS allows {MIN_DURATION_MINUTES} to {_MAX_CONNECTION}"
+        faults.add(node.line, path, detail)
+        return None
+    return minutes
+
+
+def read_flag(faults: Faults, node: Node, path: str) -> bool | None:
+    """Return `true` or `false`."""
+    if isinstance(node, Scalar) and node.kind == "bool" and node.text in _FLAGS:
+        return _FLAGS[node.text]
+    faults.add(node.line, path, f"must be true or false, not {told(node)}")
+    return None
 
 
 def read_fixed_attributes(faults: Faults, node: Node, path: str) -> Mapping[str, str] | None:

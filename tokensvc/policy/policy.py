@@ -10,20 +10,21 @@ from collections.abc import Mapping
 from typing import Final, Self
 
 from tokensvc.errors import ConfigurationError
-from tokensvc.policy.decision import (
-    Decision,
-    Finding,
-    Refusal,
-    check,
-    match_stage,
-    refused,
+from tokensvc.policy.acts import (
+    check_connection,
+    deny,
+    require_connections,
+    require_everywhere,
+    require_stage,
 )
+from tokensvc.policy.decision import Decision, Finding, check, refused
 from tokensvc.policy.document import Fault, read_document
 from tokensvc.policy.reading import ANYBODY, PolicyRules, read_rules
 from tokensvc.policy.rules import CallerRule, Rule, TokenLimits
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import WantedToken
-from tokensvc.tokens.limits import MAX_DURATION_MINUTES
+from tokensvc.tokens.connection import ConnectionRequest, WantedConnection, complete_connection
+from tokensvc.tokens.limits import DEFAULT_DURATION_MINUTES, MAX_DURATION_MINUTES
 from tokensvc.tokens.validate import complete
 
 __all__ = ["Policy"]
@@ -122,15 +123,40 @@ class Policy:
 
         `tags` are as for `decide`. Raises PolicyDeniedError.
         """
+        if self._rules is not None:
+            require_stage(self._require_rule(caller), stage, tags)
+
+    def require_everywhere(self, caller: str) -> None:
+        """Refuse a caller that may not act on all stages at once; raises PolicyDeniedError."""
+        if self._rules is not None:
+            require_everywhere(self._require_rule(caller))
+
+    def require_connections(self, caller: str) -> None:
+        """Refuse a caller that gets no connection tokens; raises PolicyDeniedError."""
+        if self._rules is not None:
+            require_connections(self._require_rule(caller))
+
+    def admit_connection(
+        self,
+        caller: str,
+        wanted: WantedConnection,
+        tags: Mapping[str, str] | None,
+        max_duration: int,
+    ) -> ConnectionRequest:
+        """Return the connection token that `caller` gets for what it asks for.
+
+        `tags` are those of `wanted.stage`, as for `decide`; `max_duration` (minutes) is the service's
+        bound. Raises PolicyDeniedError.
+        """
         if self._rules is None:
-            return
+            return complete_connection(wanted, min(DEFAULT_DURATION_MINUTES, max_duration))
+        return check_connection(self._require_rule(caller), wanted, tags, max_duration)
+
+    def _require_rule(self, caller: str) -> CallerRule:
         rule = self._rule_of(caller)
         if rule is None:
-            _not_named(caller).require()
-        else:
-            found = match_stage(rule, stage, tags)
-            if isinstance(found, Refusal):
-                Decision(found.rule, refusals=(found,)).require()
+            deny(_not_named(caller).refusals[0])
+        return rule
 
     def _rule_of(self, caller: str) -> CallerRule | None:
         if self._rules is None:

@@ -17,8 +17,10 @@ from tokensvc.policy.parts import (
     read_attribute_rule,
     read_caller_limits,
     read_capabilities,
+    read_connection_duration,
     read_duration,
     read_fixed_attributes,
+    read_flag,
     read_issuers,
     read_overall_limits,
     read_stages,
@@ -139,6 +141,8 @@ def _caller(
         "defaultRole": read_text,
         "issuer": read_issuers,
         "limits": read_caller_limits,
+        "everywhere": read_flag,
+        "connectionTokens": read_connection_duration,
     }
     parts = read_fields(faults, node, path, readers, ("stages",), line)
     if len(faults) > before:
@@ -155,6 +159,8 @@ def _caller(
         default_role=parts.get("defaultRole"),
         issuers=parts.get("issuer") or ("auto",),
         limits=parts.get("limits") or TokenLimits(),
+        everywhere=parts.get("everywhere", False),
+        connection_tokens=parts.get("connectionTokens"),
         where={key: Rule(f"{path}.{key}", entry.line) for key, entry in entries.items()},
     )
     _check_fit(faults, rule)

@@ -107,7 +107,9 @@ class CallerRule:
     """What one caller may ask for.
 
     `capabilities` and `duration` bound every token, whatever its role; without `capabilities` every
-    token needs a role. `where` has the rule of each field that the file gives.
+    token needs a role. `everywhere` lets it act on all stages at once, and `connection_tokens` bounds
+    the connection tokens that it may have; None: none. `where` has the rule of each field that the
+    file gives.
     """
 
     name: str
@@ -120,6 +122,8 @@ class CallerRule:
     default_role: str | None = None
     issuers: tuple[Issuer, ...] = ("auto",)
     limits: TokenLimits = field(default_factory=TokenLimits)
+    everywhere: bool = False
+    connection_tokens: DurationRule | None = None
     where: Mapping[str, Rule] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule:

@@ -32,6 +32,8 @@ from tokensvc.tokens.limits import (
 __all__ = [
     "CONNECTION_EVENTS_URL",
     "ConnectionRequest",
+    "WantedConnection",
+    "complete_connection",
     "connection_claims",
     "parse_connection_request",
 ]
@@ -54,6 +56,26 @@ class ConnectionRequest:
     duration: int = DEFAULT_DURATION_MINUTES
 
 
+@dataclass(frozen=True, slots=True)
+class WantedConnection:
+    """What a caller asks for; `duration` None is left to the policy. `stage` is in `region`."""
+
+    region: str
+    stage: StageArn | None = None
+    user_id: str | None = None
+    duration: int | None = None
+
+
+def complete_connection(wanted: WantedConnection, duration: int | None = None) -> ConnectionRequest:
+    """Return the request to issue; `duration` (minutes) stands where `wanted` has none."""
+    return ConnectionRequest(
+        region=wanted.region,
+        account=None if wanted.stage is None else wanted.stage.account,
+        user_id=wanted.user_id,
+        duration=wanted.duration or duration or DEFAULT_DURATION_MINUTES,
+    )
+
+
 def connection_claims(
     *, token_id: str, account: str, region: str, events_url: str, iat: int, exp: int
 ) -> dict[str, object]:
@@ -74,7 +96,7 @@ def parse_connection_request(
     *,
     regions: Collection[str],
     max_duration: int = MAX_CONNECTION_DURATION_MINUTES,
-) -> ConnectionRequest:
+) -> WantedConnection:
     """Parse a request: `region`, or `stageArn` for that stage's account and Region.
 
     Raises InvalidRequestError with one entry in `errors` for every bad field.
@@ -89,8 +111,8 @@ def parse_connection_request(
         errors.append(region_not_served("stageArn" if stage else "region", region, regions))
     if stage is not None and region != stage.region:
         errors.append(FieldError("region", "mismatch", f"is not {stage.region}, the stage's"))
-    duration = values.get("duration", min(DEFAULT_DURATION_MINUTES, max_duration))
-    if duration > max_duration:
+    duration: int | None = values.get("duration")
+    if duration is not None and duration > max_duration:
         errors.append(
             too_long(
                 duration,
@@ -101,12 +123,7 @@ def parse_connection_request(
         )
     if errors or region is None:
         raise invalid_fields(errors)
-    return ConnectionRequest(
-        region=region,
-        account=None if stage is None else stage.account,
-        user_id=values.get("userId"),
-        duration=duration,
-    )
+    return WantedConnection(region, stage, values.get("userId"), duration)
 
 
 def _parse_region(value: object, errors: list[FieldError]) -> str | None:

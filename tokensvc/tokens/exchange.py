@@ -7,7 +7,7 @@ The SDK's `exchangeToken()` takes a token with the same `jti`, `resource`, `topi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from tokensvc.errors import FieldError
@@ -19,6 +19,7 @@ from tokensvc.tokens.fields import (
     parse_capabilities,
     parse_duration,
     parse_object,
+    parse_role,
     parse_stage_arn,
     parse_token_id,
     parse_user_id,
@@ -26,25 +27,26 @@ from tokensvc.tokens.fields import (
     require,
     too_long,
 )
-from tokensvc.tokens.limits import CAPABILITIES, DEFAULT_DURATION_MINUTES, MAX_DURATION_MINUTES
+from tokensvc.tokens.limits import MAX_DURATION_MINUTES
 
 __all__ = ["ExchangeRequest", "parse_exchange_request"]
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRequest:
-    """What the participant's next token is to say, within all limits; `duration` is in minutes.
+    """What the participant's next token is to say, each field valid; `duration` is in minutes.
 
-    `user_id` None keeps the one of the token before. `stage` is only for checking that the caller
-    and the ledger mean the same.
+    `user_id` None keeps the one of the token before; whatever else is None is filled in as for a
+    `WantedToken`. `stage` is only for checking that the caller and the ledger mean the same.
     """
 
     participant_id: str
     stage: StageArn | None = None
     user_id: str | None = None
-    duration: int = DEFAULT_DURATION_MINUTES
-    capabilities: tuple[str, ...] = CAPABILITIES
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    role: str | None = None
+    duration: int | None = None
+    capabilities: tuple[str, ...] | None = None
+    attributes: Mapping[str, str] | None = None
 
 
 def parse_exchange_request(
@@ -60,8 +62,8 @@ def parse_exchange_request(
     stage: StageArn | None = values.get("stageArn")
     if stage is not None and stage.region not in regions:
         errors.append(region_not_served("stageArn", stage.region, regions))
-    duration = values.get("duration", min(DEFAULT_DURATION_MINUTES, max_duration))
-    if duration > max_duration:
+    duration: int | None = values.get("duration")
+    if duration is not None and duration > max_duration:
         errors.append(too_long(duration, max_duration))
     if errors:
         raise invalid_fields(errors)
@@ -69,9 +71,10 @@ def parse_exchange_request(
         participant_id=values["participantId"],
         stage=stage,
         user_id=values.get("userId"),
+        role=values.get("role"),
         duration=duration,
-        capabilities=values.get("capabilities", CAPABILITIES),
-        attributes=values.get("attributes", {}),
+        capabilities=values.get("capabilities"),
+        attributes=values.get("attributes"),
     )
 
 
@@ -79,6 +82,7 @@ _PARSERS: Final[Mapping[str, FieldParser]] = {
     "participantId": parse_token_id("participantId"),
     "stageArn": parse_stage_arn,
     "userId": parse_user_id,
+    "role": parse_role,
     "duration": parse_duration,
     "capabilities": parse_capabilities,
     "attributes": parse_attributes,
