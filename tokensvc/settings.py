@@ -276,6 +276,16 @@ class Settings:
     log_format: str = _setting(
         "json, one object a line, or console.", _choice("json", "console"), "json"
     )
+    hardened: bool = _setting(
+        "true: refuse to start with settings that are for trying things out; `serve --hardened`.",
+        _flag,
+        False,
+    )
+    allow_plain_http: bool = _setting(
+        "true: a proxy in front of the service speaks TLS, so `--hardened` lets it listen anywhere.",
+        _flag,
+        False,
+    )
     audit: str | None = _setting(
         "Where audit records are appended: a file, or stdout. Without it there are none.",
         _text,

@@ -8,6 +8,7 @@ from tokensvc.cli.callers import callers
 from tokensvc.cli.database import db
 from tokensvc.cli.dev import dev
 from tokensvc.cli.disconnect import bans, disconnect
+from tokensvc.cli.doctor import doctor
 from tokensvc.cli.emulator import emulator
 from tokensvc.cli.keys import keys
 from tokensvc.cli.policy import policy
@@ -38,6 +39,7 @@ for _command in (
     db,
     dev,
     disconnect,
+    doctor,
     emulator,
     keys,
     policy,

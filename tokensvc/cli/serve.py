@@ -15,7 +15,13 @@ __all__ = ["serve"]
     type=click.IntRange(1, 64),
     help="Serving processes.  [default: TOKENSVC_WORKERS]",
 )
-def serve(host: str | None, port: int | None, workers: int | None) -> None:
+@click.option(
+    "--hardened",
+    is_flag=True,
+    default=None,
+    help="Refuse to start with what is unfit for production.  [default: TOKENSVC_HARDENED]",
+)
+def serve(host: str | None, port: int | None, workers: int | None, hardened: bool | None) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted and stop.
 
     The store must be there and current (`tokensvc db upgrade`), and so must the master key; neither is
@@ -23,9 +29,11 @@ def serve(host: str | None, port: int | None, workers: int | None) -> None:
     """
     import boto3.session  # noqa: F401
 
+    from tokensvc.http.hardening import require_hardened
     from tokensvc.http.server import serve as run
     from tokensvc.settings import Settings
 
-    settings = Settings.load(host=host, port=port, workers=workers)
+    settings = Settings.load(host=host, port=port, workers=workers, hardened=hardened)
     settings.require_regions()
+    require_hardened(settings)
     run(settings)
