@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.revocation.support import NOW, REGION, STAGE, IvsModel, Replica, VirtualTime
@@ -13,6 +14,7 @@ from tokensvc.errors import IdempotencyConflictError
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
 from tokensvc.revocation.disconnect_store import CONNECTED, ISSUED, NAMED, WAITING, NewCall
+from tokensvc.store import open_engine
 from tokensvc.store.leases import SAFETY_SECONDS, LeaseStore
 
 STAGE_TEXT = str(STAGE)
@@ -194,6 +196,40 @@ async def test_a_call_that_ends_while_it_is_asked_for_again_is_made_anew_or_shar
     for request in requests:
         progress = await other.store.progress(request.disconnect_id, now=NOW)
         assert progress.counts == {"disconnected": 15}
+
+
+async def test_a_call_that_ends_between_our_insert_and_our_look_is_made_anew(postgres, ivs, time):
+    """PostgreSQL alone: SQLite's write lock lets nobody in between."""
+    url = postgres.database()
+    engine = open_engine(url)
+    replica = Replica(engine, ivs, time)
+    asks = [
+        await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+        for _ in range(2)
+    ]
+    first, second = [await replica.store.get(ask.disconnect_id) for ask in asks]
+    call = NewCall("disconnect", STAGE_TEXT, "p1", None, ISSUED, NOW + 9)
+    await replica.store.enqueue(first, [call], NOW)
+    settled: list[str] = []
+
+    def settle(_connection, _cursor, statement, *_) -> None:
+        if statement.startswith("INSERT INTO disconnect_calls") and not settled:
+            settled.append(statement)
+            postgres.sql(
+                "UPDATE disconnect_calls SET state = 'disconnected'",
+                database=url.rpartition("/")[2],
+            )
+
+    event.listen(engine.sync_engine, "after_cursor_execute", settle)
+    await replica.store.enqueue(second, [call], NOW)
+    assert settled
+    assert (await replica.store.progress(first.disconnect_id, now=NOW)).counts == {
+        "disconnected": 1
+    }
+    assert (await replica.store.progress(second.disconnect_id, now=NOW)).counts == {"pending": 1}
+    await replica.close()
+    await engine.dispose()
+    postgres.release(url)
 
 
 async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(replica):
