@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
 from tests.http.support import (
+    NOW,
     OTHER_REGION,
     REGION,
     Service,
@@ -16,6 +19,8 @@ from tests.http.support import (
     stage_arn,
 )
 from tokensvc.errors import StoreUnavailableError
+from tokensvc.http.health_watch import READING_SECONDS, DriftWatch
+from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.keyring import RingView
 from tokensvc.signing import SigningKey, generate_private_key, public_key_pem
 
@@ -179,3 +184,33 @@ async def test_metrics_count_what_was_done(service: Service):
         assert line in answer.text
     assert "tokensvc_mint_seconds_count 1.0" in answer.text
     assert "secret-path" not in answer.text
+
+
+def reading(ahead: float) -> ClockDrift:
+    drift = ClockDrift(lambda: NOW)
+    drift.answered(
+        REGION, sent_at=NOW - 0.2, date=format_datetime(datetime.fromtimestamp(NOW - ahead, UTC))
+    )
+    return drift
+
+
+@pytest.mark.parametrize(
+    ("ahead", "ok"), [(0.0, True), (-59.0, True), (62.0, False), (-63.0, False)]
+)
+def test_a_clock_that_is_off_is_not_ready(ahead: float, ok: bool):
+    (check,) = DriftWatch(reading(ahead), 60.0).checks()
+    assert (check.name, check.ok, check.required) == ("clock", ok, True)
+    assert REGION in check.detail
+    assert "TOKENSVC_CLOCK_SKEW" in check.detail
+    if not ok:
+        assert ("ahead of" if ahead > 0 else "behind") in check.detail
+
+
+def test_without_a_young_reading_the_clock_is_not_blamed():
+    assert DriftWatch(ClockDrift(lambda: NOW), 60.0).checks()[0].ok
+    now = NOW
+    drift = ClockDrift(lambda: now)
+    drift.answered(REGION, sent_at=NOW, date="Thu, 01 Jan 1970 00:00:00 GMT")
+    assert not DriftWatch(drift, 60.0).checks()[0].ok
+    now += READING_SECONDS + 1
+    assert DriftWatch(drift, 60.0).checks()[0].ok
