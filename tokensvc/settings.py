@@ -133,7 +133,10 @@ class Settings:
         "",
     )
     database_pool_size: int = _setting(
-        "Connections to PostgreSQL of one worker.", _whole(1, 100), 5, unit="connections"
+        "Connections to PostgreSQL of one worker; it has three more, to write and to listen.",
+        _whole(1, 100),
+        5,
+        unit="connections",
     )
     database_connect_timeout: float = _setting(
         "Longest wait for a connection to PostgreSQL.", _number(0.1, 60), 3.0, unit="seconds"

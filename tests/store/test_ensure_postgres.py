@@ -61,7 +61,8 @@ def install_by(machine: Machine) -> str:
     """Return what makes apt-get put the programs where Debian does."""
     folder = machine.root / "usr/lib/postgresql/15/bin"
     made = " ".join(f"{folder}/{name}" for name in PROGRAMS)
-    return f"[[ $* != *install* ]] || {{ mkdir -p {folder}; for f in {made}; do echo >$f; chmod +x $f; done; }}"
+    make = f"for f in {made}; do echo >$f; chmod +x $f; done"
+    return f"[[ $* != *install* ]] || {{ mkdir -p {folder}; {make}; }}"
 
 
 @pytest.mark.parametrize("where", ["bin", "usr/lib/postgresql/15/bin"])

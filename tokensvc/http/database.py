@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.settings import Settings
 from tokensvc.store import DatabaseLimits, open_engine
+from tokensvc.store.transactions import Transactions, open_transactions
 
-__all__ = ["database_limits", "open_database"]
+__all__ = ["database_limits", "open_database", "open_writes"]
+
+WRITE_CONNECTIONS: Final = 2
+"""To PostgreSQL, beside the pool: one for the ledger's commits, one for disconnects and bans."""
 
 
 def database_limits(settings: Settings) -> DatabaseLimits:
@@ -23,3 +30,14 @@ def database_limits(settings: Settings) -> DatabaseLimits:
 def open_database(settings: Settings) -> AsyncEngine:
     """Return an engine; raises ConfigurationError as `open_engine` does."""
     return open_engine(settings.database_url, database_limits(settings))
+
+
+def open_writes(settings: Settings, engine: AsyncEngine) -> Transactions:
+    """Return the transactions of the writers; `engine` is the one that reads.
+
+    On PostgreSQL they have connections of their own, so that no mint waits behind somebody's reports.
+    """
+    if engine.dialect.name == "sqlite":
+        return open_transactions(engine)
+    limits = replace(database_limits(settings), pool_size=WRITE_CONNECTIONS)
+    return open_transactions(open_engine(settings.database_url, limits), owned=True)

@@ -69,11 +69,14 @@ class Transactions(Protocol):
         ...
 
 
-def open_transactions(engine: AsyncEngine) -> Transactions:
-    """Return a writer's transactions on the database of `engine`; nothing connects yet."""
+def open_transactions(engine: AsyncEngine, *, owned: bool = False) -> Transactions:
+    """Return a writer's transactions on the database of `engine`; nothing connects yet.
+
+    An `owned` engine is closed with them.
+    """
     if engine.dialect.name == "sqlite":
         return _ThreadTransactions(open_writer_engine(engine))
-    return _PooledTransactions(engine)
+    return _PooledTransactions(engine, owned=owned)
 
 
 class _ThreadTransactions:
@@ -96,8 +99,9 @@ class _ThreadTransactions:
 
 
 class _PooledTransactions:
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, owned: bool) -> None:
         self._engine = engine
+        self._owned = owned
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with _write_faults(operation):
@@ -115,7 +119,9 @@ class _PooledTransactions:
             return await connection.run_sync(work)
 
     async def aclose(self) -> None:
-        """The pool belongs to the engine's owner."""
+        """Close an engine that is owned; any other is its owner's."""
+        if self._owned:
+            await self._engine.dispose()
 
 
 class _write_faults:  # noqa: N801 - used as a function
