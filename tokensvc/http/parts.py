@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.callers import CallerDirectory, SqlCallerStore
 from tokensvc.http.background import Sleep
-from tokensvc.http.database import database_limits, open_database
+from tokensvc.http.database import database_limits, open_database, open_writes
 from tokensvc.http.desk_parts import Desk, DeskBasis, make_desk
 from tokensvc.http.key_operations import KeyOperations
 from tokensvc.http.sealers import Sealers, open_sealers
@@ -45,7 +45,6 @@ from tokensvc.settings import Settings
 from tokensvc.signing import Backend
 from tokensvc.store import ensure_current
 from tokensvc.store.notify import Changes, open_changes
-from tokensvc.store.transactions import open_transactions
 from tokensvc.telemetry.audit import Audit
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
@@ -125,7 +124,7 @@ async def open_parts(
             closing.push_async_callback(_close, "ivs", own.aclose)
             gateway = own
         ledger = Ledger(engine)
-        transactions = open_transactions(engine)
+        transactions = open_writes(settings, engine)
         closing.push_async_callback(_close, "store writer", transactions.aclose)
         writer = LedgerWriter(
             transactions,
