@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from tests.http.support import (
     NOW,
@@ -48,7 +49,7 @@ def url(postgres: PostgresServer) -> Iterator[str]:
 async def replicas(url: str, tmp_path: Path) -> AsyncIterator[tuple[Service, Service]]:
     folder = tmp_path / "data"
     folder.mkdir()
-    settings = settings_for(folder, database_url=url)
+    settings = settings_for(folder, database_url=url, database_pool_size=1)
     api_keys = await install(settings)
     ivs = FakeIvs()
     first = Service(settings, ivs, NoPolls(), api_keys=api_keys)
@@ -111,6 +112,24 @@ async def test_a_repeated_request_gets_one_answer_whoever_is_asked(replicas):
     assert len({answer.json()["participantId"] for answer in answers}) == 1
 
 
+async def test_no_mint_waits_behind_those_who_read(replicas, url):
+    """One connection reads, and it waits for a lock; mints go on."""
+    body = b'{"stageArn": "%s"}' % stage_arn().encode()
+    engine = open_engine(url)
+    async with engine.connect() as other:
+        await other.execute(text("LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE"))
+        held_up = asyncio.create_task(replicas[0].send("/v1/tokens", body, idempotency_key="one"))
+        query = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        async with asyncio.timeout(20):
+            while not (await other.execute(query)).scalar_one():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await mint(replicas[0])).status_code == 201
+        assert not held_up.done()
+        await other.rollback()
+    assert (await held_up).status_code == 201
+    await engine.dispose()
+
+
 async def test_a_database_that_goes_away_is_said_and_its_return_needs_nobody(replicas, postgres):
     assert (await mint(replicas[0])).status_code == 201
     await asyncio.to_thread(postgres.stop)
@@ -135,5 +154,5 @@ async def test_no_log_line_shows_the_password(replicas, postgres, log):
 
 
 async def test_how_long_nothing_was_heard_is_a_metric(replicas):
-    text = (await replicas[0].get("/metrics", caller=None)).text
-    assert 'tokensvc_view_age_seconds{view="changes"} 0.0' in text
+    metrics = (await replicas[0].get("/metrics", caller=None)).text
+    assert 'tokensvc_view_age_seconds{view="changes"} 0.0' in metrics
