@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from tests.http.support import OTHER_REGION, Service, stage_arn
 from tests.http.test_server import Listening, listening
 from tokensvc.http.edge import Edge
+from tokensvc.http.server import KEEP_ALIVE_SECONDS
 
 UNKNOWN_CALLER = b"Bearer tsk_000000000000_" + b"A" * 43
 FRESH = {"token", "participantId", "requestId"}
@@ -261,3 +262,33 @@ async def test_a_client_that_left_costs_nothing_but_its_mint(watcher: Watcher):
     leaving.writer.transport.abort()
     assert (await watcher.see(REQUESTS["least"][0], {}, short=True)).status == 201
     assert not watcher.server.server.server_state.tasks
+
+
+@pytest.mark.parametrize("request_line", [b"POST /v1/tokens ", b"POST /v1/tokens?long "])
+async def test_an_idle_connection_is_closed_after_either_way(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch, request_line: bytes
+):
+    monkeypatch.setattr("tokensvc.http.server.KEEP_ALIVE_SECONDS", 0)
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        await connection.say(server.mint().replace(b"POST /v1/tokens ", request_line))
+        assert (await connection.answer())[0] == 201
+        assert await connection.is_closed()
+
+
+async def test_a_timer_that_comes_early_waits_for_the_rest(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await watcher.server.connect()
+    for _ in range(2):
+        await connection.say(watcher.server.mint())
+        assert (await connection.answer())[0] == 201
+    (protocol,) = watcher._connections()
+    first = protocol._idle_timer
+    protocol._end_if_idle()
+    assert not protocol.transport.is_closing()
+    assert protocol._idle_timer is not first
+    since = protocol._idle_since
+    monkeypatch.setattr(protocol, "_idle_since", since - KEEP_ALIVE_SECONDS)
+    protocol._end_if_idle()
+    assert await connection.is_closed()

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.ledger.support import NOW, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
-from tokensvc.ledger.writer import MAX_RECORD_SECONDS
+from tokensvc.ledger.writer import GATHER_SECONDS, MAX_RECORD_SECONDS
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
 
@@ -75,6 +75,29 @@ async def test_what_arrives_during_a_commit_is_the_next_commit(transactions, age
     await asyncio.gather(first, *others)
     assert transactions.operations == 2
     assert writer.counts() == {"committed": 51, "commits": 2, "refused": 0, "lost": 0}
+    await writer.aclose()
+
+
+async def test_who_comes_turn_by_turn_shares_a_commit_though_nobody_waits_long(transactions, age):
+    writer = make(transactions, age)
+    writer.start()
+
+    async def after(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await writer.record([row()])
+
+    await asyncio.gather(*(after(turns) for turns in range(10)))
+    assert writer.counts()["commits"] == 1
+
+    async def late(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        age.seconds += GATHER_SECONDS / 4
+        await writer.record([row()])
+
+    await asyncio.gather(*(late(turns) for turns in range(12)))
+    assert writer.counts()["commits"] > 2
     await writer.aclose()
 
 

@@ -38,13 +38,26 @@ class Answer(ASGIResponse):
 
     def headers_to_send(self) -> list[tuple[bytes, bytes]]:
         """Return all headers as they go out, names in lower case."""
-        headers = [
+        return [
             (b"content-type", self.media),
             (b"content-length", b"%d" % len(self.body)),
+            *self._encoded_fields(),
         ]
-        for name, value in self.fields:
-            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
-        return headers
+
+    def head_to_send(self) -> bytes:
+        """Return the lines of `headers_to_send` as HTTP/1.1 has them."""
+        lines = [b"content-type: %b\r\ncontent-length: %d\r\n" % (self.media, len(self.body))]
+        lines += [b"%b: %b\r\n" % pair for pair in self._encoded_fields()]
+        return b"".join(lines) if len(lines) > 1 else lines[0]
+
+    def closes_connection(self) -> bool:
+        """Tell whether the answer says `Connection: close`."""
+        return any(pair == (b"connection", b"close") for pair in self._encoded_fields())
+
+    def _encoded_fields(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.fields
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it."""

@@ -31,6 +31,7 @@ _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 )
+_SECURITY_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in _SECURITY_HEADERS)
 _RETRY_SECONDS: Final = 1
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -112,8 +113,10 @@ class Edge:
 
     async def answer_at_once(
         self, short: ShortWay, sent: list[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Answer a whole request by its handler, without the way there; return status, headers, body.
+    ) -> tuple[Answer, bytes]:
+        """Answer a whole request by its handler, without the way there; return answer and head.
+
+        The head is the lines of all headers, without the status line and without an empty line.
 
         The handler is the one that Litestar would call, with the same facts at hand, and what it
         returns or raises becomes the same answer. `sent` are the headers, names in lower case. For a
@@ -127,11 +130,12 @@ class Edge:
             except Exception:  # noqa: BLE001 - logged, and answered
                 answer = self._failed(facts)
             facts.status = answer.status_code
-            return (
-                answer.status_code,
-                [*answer.headers_to_send(), *_own_headers(facts)],
-                answer.body,
+            head = b"%b%bx-request-id: %b\r\n" % (
+                answer.head_to_send(),
+                _SECURITY_LINES,
+                facts.request_id.encode(),
             )
+            return answer, head
         finally:
             self._note(short.method, short.path, facts, soon=True)
 

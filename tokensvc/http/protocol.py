@@ -47,6 +47,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._short: ShortWay | None = None
         self._chunks: list[bytes] = []
 
@@ -58,10 +60,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._head_is_over()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
+        self._idle_since = None
         super().data_received(data)
         if self._short is not None:
             self._go_the_long_way()
@@ -80,7 +85,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Begin a head."""
         self._in_head = True
         self._head_bytes = 0
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def _begin_scope(self) -> None:
+        # What the short way has no use for is made when it is known that it is not taken.
+        url, headers, waits = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
+        self.url = url
+        self.headers[:] = headers
+        self.expect_100_continue = waits
 
     def on_headers_complete(self) -> None:
         """End a head, and choose who answers: the application, or its refusal."""
@@ -93,6 +108,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.app = self._edge.refuse_overload if crowded else self._edge
         self._short = None if crowded else self._short_way()
         if self._short is None:
+            self._begin_scope()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -144,6 +160,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _go_the_long_way(self) -> None:
         # The body is not all there: what has come so far is handed on.
         self._short = None
+        self._begin_scope()
         super().on_headers_complete()
         for chunk in self._chunks:
             super().on_body(chunk)
@@ -153,24 +170,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self, cycle: _ShortCycle, short: ShortWay, headers: list[tuple[bytes, bytes]], body: bytes
     ) -> None:
         try:
-            status, fields, content = await self._edge.answer_at_once(short, headers, body)
+            answer, lines = await self._edge.answer_at_once(short, headers, body)
             if self.flow.write_paused and not cycle.disconnected:
                 await self.flow.drain()
             if cycle.disconnected or self.transport.is_closing():
                 return
-            head = [STATUS_LINE[status]]
+            head = [STATUS_LINE[answer.status_code]]
             for name, value in self.server_state.default_headers:
                 head += (name, b": ", value, b"\r\n")
-            closes = not cycle.keep_alive
-            for name, value in fields:
-                head += (name, b": ", value, b"\r\n")
-                closes = closes or name == b"connection"
-            if not cycle.keep_alive:
-                head.append(b"connection: close\r\n")
-            head += (b"\r\n", content)
+            closes = answer.closes_connection()
+            if not cycle.keep_alive and not closes:
+                lines += b"connection: close\r\n"
+            head += (lines, b"\r\n", answer.body)
             self.transport.write(b"".join(head))
             cycle.response_complete = True
-            if closes:
+            if closes or not cycle.keep_alive:
                 self.transport.close()
             self.on_response_complete()
         finally:
@@ -181,6 +195,31 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn has the words
         """Answer what is not HTTP; uvicorn calls this."""
         self._refuse(HTTPStatus.BAD_REQUEST, InvalidRequestError("This is not an HTTP request."))
+
+    def on_response_complete(self) -> None:
+        """Begin the next request that is here already, or to wait for one; cycles call this."""
+        # As uvicorn does it, which however makes a timer for each answer and cancels it at the next
+        # request. One that looks since when the connection is idle does for all of them.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is None:
+            return  # a request is being answered; its answer begins the wait anew
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._end_if_idle)
+        else:
+            self.timeout_keep_alive_handler()
 
     def _watch_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)

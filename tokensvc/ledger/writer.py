@@ -40,7 +40,7 @@ from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions, insert_absent, insert_rows
 from tokensvc.tokens.claims import StageEndpoints
 
-__all__ = ["COLUMNS", "MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
+__all__ = ["COLUMNS", "GATHER_SECONDS", "MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
 
 Durability: TypeAlias = Literal["durable", "relaxed"]
 
@@ -49,6 +49,9 @@ MAX_RECORD_SECONDS: Final = 15.0
 
 MAX_WAITING_ROWS: Final = 20_000
 MAX_ROWS_PER_COMMIT: Final = 2_000
+GATHER_SECONDS: Final = 0.005
+"""A commit waits no longer than this for more rows; as much as it takes itself on a good disk."""
+
 RETRY_AFTER_SECONDS: Final = 1.0
 
 COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
@@ -161,6 +164,7 @@ class LedgerWriter:
 
     async def _run(self) -> None:
         while True:
+            await self._gather()
             batch = self._take()
             if batch:
                 self._under_way_since = min(entry.queued_at for entry in batch)
@@ -173,6 +177,18 @@ class LedgerWriter:
             else:
                 self._wake.clear()
                 await self._wake.wait()
+
+    async def _gather(self) -> None:
+        """Let requests that are about to record their rows do so, as long as every turn brings some.
+
+        A commit costs as much as signing ten tokens, so one for all of them is better for each. Where
+        little is asked for this is one turn of the event loop.
+        """
+        until = self._monotonic() + GATHER_SECONDS
+        seen = -1
+        while seen < self._waiting < self._max_rows and self._monotonic() < until:
+            seen = self._waiting
+            await asyncio.sleep(0)
 
     def _take(self) -> list[_Entry]:
         batch: list[_Entry] = []
