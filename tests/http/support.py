@@ -52,6 +52,7 @@ class FakeIvs:
 
     stages: set[str] = field(default_factory=lambda: {stage_arn(), stage_arn("stage2")})
     keys: dict[str, PublicKey] = field(default_factory=dict)
+    tags: dict[str, Mapping[str, str]] = field(default_factory=dict)
     fault: IvsError | None = None
     faulty_regions: set[str] = field(default_factory=set)
     calls: Counter[str] = field(default_factory=Counter)
@@ -124,7 +125,7 @@ class FakeIvs:
         if arn not in self.stages:
             raise IvsNotFoundError("no such stage")
         endpoints = StageEndpoints("wss://events.example", f"{self.whip}/{arn[-6:]}")
-        return Stage(arn, "", endpoints, {})
+        return Stage(arn, "", endpoints, self.tags.get(arn, {}))
 
     async def list_stages(self, region: str) -> list[StageSummary]:
         self._called("ListStages", region)
@@ -214,6 +215,7 @@ class Service:
     async def at_rest(self) -> None:
         """Wait until every Region's key was seen to, and every loop waits for its next round."""
         loops = LOOPS + (self.settings.audit is not None)
+        loops += self.settings.policy_file is not None
         await self.sleeper.settled(loops + REGION_LOOPS * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:

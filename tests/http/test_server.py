@@ -252,7 +252,7 @@ def test_serve_says_in_one_error_what_is_missing(tmp_path: Path):
 class Process:
     """`serve` in a process of its own, with an IVS that cannot be reached."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, **settings: str) -> None:
         with bind_socket("127.0.0.1", 0) as free, bind_socket("127.0.0.1", 0) as closed:
             self.port = free.getsockname()[1]
             nobody = closed.getsockname()[1]
@@ -269,6 +269,7 @@ class Process:
                 "TOKENSVC_AWS_ENDPOINT_URL": f"http://127.0.0.1:{nobody}",
                 "AWS_ACCESS_KEY_ID": "x",
                 "AWS_SECRET_ACCESS_KEY": "x",
+                **settings,
             },
             stderr=self.log,
         )
@@ -304,8 +305,8 @@ if __name__ == "__main__":
 def started(stopped: Service) -> Iterator[Any]:
     processes: list[Process] = []
 
-    def start(workers: int) -> Process:
-        processes.append(Process(stopped.settings.data_dir, workers))
+    def start(workers: int, **settings: str) -> Process:
+        processes.append(Process(stopped.settings.data_dir, workers, **settings))
         return processes[-1]
 
     yield start
@@ -356,3 +357,56 @@ async def test_workers_share_the_port_and_a_dead_one_is_replaced(started: Any):
     for pid in (first["pid"], replacement["pid"]):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_sighup_takes_a_new_policy_into_every_worker_and_drops_no_request(
+    stopped: Service, started: Any, tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("{version: 1, callers: {}}")
+    fresh = tmp_path / "new.yaml"
+    fresh.write_text(
+        'version: 1\ncallers: {all: {stages: ["*"], capabilities: [SUBSCRIBE],'
+        " duration: 60, issuer: [local]}}"
+    )
+    process = started(2, TOKENSVC_POLICY_FILE=str(policy), TOKENSVC_POLICY_REFRESH="3600")
+    process.told("service_started", 2)
+    body = json.dumps({"stageArn": stage_arn(), "issuer": "local"}).encode()
+    request = (
+        b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Authorization: %b\r\nContent-Length: %d\r\n\r\n%b"
+        % (stopped.authorization()["authorization"].encode(), len(body), body)
+    )
+    replaced = asyncio.Event()
+    denied = 0
+
+    async def ask_until_allowed() -> None:
+        nonlocal denied
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", process.port))
+        code = "policy_denied"
+        while code == "policy_denied":
+            await connection.say(request)
+            status, _, problem = await connection.answer()
+            assert status in (403, 503), problem
+            code = problem["code"]
+            denied += 1
+            if denied == 64:
+                replaced.set()
+        # What the policy allows gets as far as the ring, which has no key here.
+        assert code == "no_signing_key"
+        connection.writer.close()
+
+    async def replace_policy() -> None:
+        await replaced.wait()
+        fresh.rename(policy)
+        process.process.send_signal(signal.SIGHUP)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(replace_policy())
+        for _ in range(16):
+            group.create_task(ask_until_allowed())
+    # The parent has checked it, each worker has read it, and then each has read the new one.
+    loaded = process.told("policy_file_loaded", 5)
+    assert [line.get("worker") for line in loaded if line["before"]] in ([0, 1], [1, 0])
+    assert process.end() == 0
+    assert "Traceback" not in str(process.lines())

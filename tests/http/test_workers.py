@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tokensvc.http.workers import LAST_DELAY_SECONDS, STABLE_SECONDS, Supervisor
@@ -29,7 +31,10 @@ class Processes:
     def __init__(self, count: int, grace: float = 20.0) -> None:
         self.now = 1000.0
         self.started: list[FakeWorker] = []
-        self.supervisor = Supervisor(count, self.start, lambda: self.now, grace)
+        self.signals: list[tuple[int, int]] = []
+        self.supervisor = Supervisor(
+            count, self.start, lambda: self.now, grace, lambda *sent: self.signals.append(sent)
+        )
 
     def start(self, index: int) -> FakeWorker:
         self.started.append(FakeWorker(index, 100 + len(self.started)))
@@ -83,6 +88,14 @@ def test_one_that_dies_does_not_touch_the_others():
     processes.after(5)
     assert [worker.index for worker in processes.started] == [0, 1, 0]
     assert processes.started[1].terminated == 0
+
+
+def test_a_reload_is_told_to_every_worker_that_runs():
+    processes = Processes(3)
+    processes.after(0)
+    processes.started[1].exitcode = 1
+    processes.supervisor.reload()
+    assert processes.signals == [(100, signal.SIGHUP), (102, signal.SIGHUP)]
 
 
 def test_stop_asks_all_to_drain_once_and_waits_for_them():

@@ -45,6 +45,11 @@ def changed(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("duration: {max: 90}", "everywhere: yes", "line 30: callers.strict.everywhere: must be true"),
+        ("duration: {max: 90}", "everywhere: 'true'", "must be true or false, not"),
+        ("duration: {max: 90}", "connectionTokens: 40321", "IVS allows 1 to 40320"),
+        ("duration: {max: 90}", "connectionTokens: {min: 2}", "connectionTokens.max: is required"),
+        ("duration: {max: 90}", "connectionTokens: {max: 0}", "connectionTokens.max: is 0 minutes"),
         ("version: 1", "version: 2", "line 1: version: is 2; this program reads version 1"),
         ("version: 1", "version: one", 'line 1: version: must be a whole number, not "one"'),
         ("version: 1", "version: 01", "line 1: version: must be a whole number, not a number (01)"),

@@ -57,7 +57,10 @@ def mint(
     issuer: str | None,
     as_json: bool,
 ) -> None:
-    """Mint a participant token as the service does, and print it."""
+    """Mint a participant token as the service does, and print it.
+
+    For the operator: no policy file is asked, and no limit counts. Bans hold, and the ledger has it.
+    """
     from tokensvc.settings import Settings
 
     fields: dict[str, object] = {

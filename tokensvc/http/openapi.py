@@ -22,6 +22,7 @@ from litestar.routes import HTTPRoute
 from tokensvc.errors import (
     BodyTooLargeError,
     ForbiddenError,
+    IdentityProviderError,
     InvalidRequestError,
     IvsAccessDeniedError,
     IvsError,
@@ -194,7 +195,7 @@ def _responses(handler: HTTPRouteHandler, doc: RouteDoc) -> dict[str, Any]:
     }
     problems: list[type[TokenServiceError]] = [*doc.problems, OverloadedError, TokenServiceError]
     if doc.scope is not None:
-        problems = [UnauthenticatedError, ForbiddenError, *problems]
+        problems = [UnauthenticatedError, ForbiddenError, IdentityProviderError, *problems]
     if doc.request is not None:
         problems = [*_BODY_PROBLEMS, *problems]
     by_status: dict[int, list[type[TokenServiceError]]] = {}
