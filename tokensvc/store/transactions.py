@@ -12,7 +12,7 @@ another's sake (a deadlock) runs again.
 `insert_rows` exists because of the interpreter's lock: sqlite3 gives it up and takes it back for every
 row of an `executemany`, and beside a busy event loop each taking waits up to 5 ms. Measured here:
 180 rows a second with `executemany`, 30,000 with many rows in one statement. On PostgreSQL a column is
-one array, so that one prepared statement does for any number of rows (docs/adr/0011-postgresql.md has the
+one array, so that one prepared statement does for any number of rows (docs/adr/0012-postgresql.md has the
 figures, beside those of COPY).
 """
 
