@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +38,12 @@ def main() -> int:
         print(f"{name:36}{median(rounds):12,.0f}{median(rounds) / base:8.2f}")
     print(*over_http.summary(http), sep="\n")
     if options.json:
-        report = {"per_second": figures, "p50_ms": http.p50_ms, "p99_ms": http.p99_ms}
+        report = {
+            **asdict(http),
+            "per_second": figures,
+            "cores": os.cpu_count(),
+            "load_average": os.getloadavg(),
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return 0
 

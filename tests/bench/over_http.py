@@ -25,14 +25,14 @@ from statistics import median
 import boto3
 import httpx
 
-from tests.bench.in_process import raw_signatures
+from tests.bench.in_process import raw_signature_cpu, raw_signatures
 from tokensvc.keyring import create_master_key
 
 __all__ = ["Figures", "measure"]
 
 _REGION = "eu-central-1"
 _BATCH = 100
-_CONNECTIONS = 16
+_CONNECTIONS = 64
 _PATIENCE_SECONDS = 60.0
 _TOKENSVC = str(Path(sys.executable).with_name("tokensvc"))
 _SCRIPT = str(Path(__file__).with_name("mint.lua"))
@@ -45,6 +45,14 @@ class Figures:
     per_second: dict[str, list[float]] = field(default_factory=dict)
     p50_ms: dict[str, list[float]] = field(default_factory=dict)
     p99_ms: dict[str, list[float]] = field(default_factory=dict)
+    cpu_us: dict[str, list[float]] = field(default_factory=dict)
+    """Microseconds of processor time that the service takes for one token, all threads together."""
+    raw_cpu_us: list[float] = field(default_factory=list)
+    """The same of a raw signature, on the same core."""
+    ready_seconds: float = 0.0
+    """From the start of the process to its first 200 from /readyz."""
+    memory_mb: float = 0.0
+    """Resident memory of the worker at the end."""
 
 
 def measure(rounds: int, seconds: float) -> Figures:
@@ -59,16 +67,24 @@ def measure(rounds: int, seconds: float) -> Figures:
     server_core, load_core = _cores()
     with tempfile.TemporaryDirectory(prefix="tokensvc-bench-") as folder, ExitStack() as running:
         environment, stage, api_key = _prepare(Path(folder), running)
-        url = running.enter_context(_service(environment, server_core))
+        url, figures.ready_seconds, pid = running.enter_context(_service(environment, server_core))
         script = {**environment, "BENCH_STAGE": stage, "BENCH_API_KEY": api_key}
         single = {**script, "BENCH_PATH": "/v1/tokens", "BENCH_BATCH": "1"}
         batch = {**script, "BENCH_PATH": "/v1/tokens/batch", "BENCH_BATCH": str(_BATCH)}
         _load(url, single, load_core, 1.0)  # so that every round meets a warm service
         for _ in range(rounds):
             _note_raw(figures, server_core)
-            _note(figures, "mints over HTTP", _load(url, single, load_core, seconds), 1)
-            name = f"mints over HTTP, {_BATCH} a request"
-            _note(figures, name, _load(url, batch, load_core, seconds), _BATCH)
+            for name, script, tokens in (
+                ("mints over HTTP", single, 1),
+                (f"mints over HTTP, {_BATCH} a request", batch, _BATCH),
+            ):
+                before = _cpu_seconds(pid)
+                said = _load(url, script, load_core, seconds)
+                spent = _cpu_seconds(pid) - before
+                _note(figures, name, said, tokens)
+                per_token = spent / (said["requests"] * tokens)
+                figures.cpu_us.setdefault(name, []).append(per_token * 1e6)
+        figures.memory_mb = _memory_mb(pid)
     return figures
 
 
@@ -85,11 +101,22 @@ def _note(figures: Figures, name: str, said: Mapping[str, float], tokens: int) -
     figures.p99_ms.setdefault(name, []).append(said["p99_ms"])
 
 
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_mb(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("ascii"))
+    return int(found[1]) / 1024 if found else 0.0
+
+
 def _note_raw(figures: Figures, cores: set[int]) -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
         rate = raw_signatures()
+        figures.raw_cpu_us.append(raw_signature_cpu() * 1e6)
     finally:
         os.sched_setaffinity(0, before)
     figures.per_second.setdefault("raw AWS-LC signatures", []).append(rate)
@@ -135,7 +162,7 @@ def _prepare(folder: Path, running: ExitStack) -> tuple[dict[str, str], str, str
         "TOKENSVC_REGIONS": _REGION,
         "TOKENSVC_HOST": "127.0.0.1",
     }
-    emulator = running.enter_context(
+    emulator, _ = running.enter_context(
         _process(["emulator", "--port", "0"], environment, re.compile(r"(?<=127\.0\.0\.1:)\d+"))
     )
     environment["TOKENSVC_AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{emulator}"
@@ -154,17 +181,18 @@ def _prepare(folder: Path, running: ExitStack) -> tuple[dict[str, str], str, str
 
 
 @contextmanager
-def _service(environment: Mapping[str, str], cores: set[int]) -> Iterator[str]:
-    """Run one worker; yields its URL once a key signs."""
+def _service(environment: Mapping[str, str], cores: set[int]) -> Iterator[tuple[str, float, int]]:
+    """Run one worker; yields its URL once a key signs, the seconds until then, and its pid."""
+    started = time.monotonic()
     arguments = ["serve", "--port", "0", "--workers", "1"]
-    with _process(arguments, environment, re.compile(r'(?<="port":)\d+'), cores) as port:
+    with _process(arguments, environment, re.compile(r'(?<="port":)\d+'), cores) as (port, pid):
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while httpx.get(f"{url}/readyz").status_code != 200:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the service is not ready: {httpx.get(f'{url}/readyz').text}")
-            time.sleep(0.1)
-        yield url
+            time.sleep(0.02)
+        yield url, time.monotonic() - started, pid
 
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> str:
@@ -184,8 +212,8 @@ def _process(
     environment: Mapping[str, str],
     announces: re.Pattern[str],
     cores: set[int] | None = None,
-) -> Iterator[str]:
-    """Run `tokensvc` until the body ends; yields what it announced."""
+) -> Iterator[tuple[str, int]]:
+    """Run `tokensvc` until the body ends; yields what it announced, and its pid."""
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             [*(_pinned(cores) if cores else []), _TOKENSVC, *arguments],
@@ -194,7 +222,7 @@ def _process(
             stderr=subprocess.STDOUT,
         )
         try:
-            yield _wait_for(process, said.fileno(), announces)
+            yield _wait_for(process, said.fileno(), announces), process.pid
         finally:
             process.terminate()
             try:
@@ -216,8 +244,18 @@ def _wait_for(process: subprocess.Popen[bytes], said: int, announces: re.Pattern
 
 
 def summary(figures: Figures) -> list[str]:
-    """Return a line for each kind of request, with the medians of its latencies."""
-    return [
-        f"{name}: p50 {median(rounds):.1f} ms, p99 {median(figures.p99_ms[name]):.1f} ms"
-        for name, rounds in figures.p50_ms.items()
-    ]
+    """Return what the table does not say: processor time, latencies, start and memory."""
+    raw = median(figures.raw_cpu_us)
+    lines = [f"processor time of a raw signature: {raw:.0f} us"]
+    for name, rounds in figures.p50_ms.items():
+        cpu = median(figures.cpu_us[name])
+        lines.append(
+            f"{name}: {cpu:.0f} us of processor time a token (ratio {raw / cpu:.2f}), with"
+            f" {_CONNECTIONS} connections p50 {median(rounds):.1f} ms,"
+            f" p99 {median(figures.p99_ms[name]):.1f} ms"
+        )
+    lines.append(
+        f"ready after {figures.ready_seconds:.1f} s; {figures.memory_mb:.0f} MB at the end;"
+        f" load average {', '.join(f'{load:.1f}' for load in os.getloadavg())}"
+    )
+    return lines

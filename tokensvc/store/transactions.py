@@ -19,7 +19,7 @@ figures, beside those of COPY).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
@@ -49,6 +49,11 @@ MAX_PARAMETERS: Final = 32_000
 
 ROWS_PER_STATEMENT: Final = 500
 """On PostgreSQL, whose driver encodes them on the event loop: 1 to 2 ms."""
+
+
+_SMALLEST_BLOCK: Final = 64
+_LARGEST_BLOCK: Final = 512
+"""Rows of one statement: any number up to the smallest, and above it that doubled again and again."""
 
 
 class Transactions(Protocol):
@@ -154,14 +159,33 @@ def insert_rows(
             some = rows[start : start + ROWS_PER_STATEMENT]
             connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
         return
-    at_once = MAX_PARAMETERS // len(columns)
-    for start in range(0, len(rows), at_once):
-        some = rows[start : start + at_once]
-        statement = _values_statement(table, columns, len(some))
+    start = 0
+    for count in _blocks(len(rows), MAX_PARAMETERS // len(columns)):
+        some = rows[start : start + count]
+        start += count
+        statement = _values_statement(table, columns, count)
         connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
 
 
-@lru_cache(maxsize=256)
+def _blocks(rows: int, at_most: int) -> Iterator[int]:
+    """Cut a number of rows into few statements, of few different lengths.
+
+    sqlite3 keeps the last statements prepared; one of each length up to thousands of rows took it a
+    hundred megabytes.
+    """
+    block = min(_LARGEST_BLOCK, at_most)
+    while block > _SMALLEST_BLOCK:
+        while rows >= block:
+            yield block
+            rows -= block
+        block //= 2
+    while rows:
+        count = min(rows, _SMALLEST_BLOCK, at_most)
+        yield count
+        rows -= count
+
+
+@lru_cache(maxsize=128)
 def _values_statement(table: Table, columns: tuple[str, ...], count: int) -> str:
     row_texts = ["(" + ", ".join(["?"] * len(columns)) + ")"] * count
     # Names of our own tables and columns; every value is a parameter.

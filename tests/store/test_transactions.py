@@ -1,0 +1,45 @@
+"""Many rows in few statements, whatever their number."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, select
+
+from tokensvc.store.transactions import insert_rows
+
+NUMBERS = Table("numbers", MetaData(), Column("number", Integer), Column("name", Text))
+
+
+def inserted(counts: range | tuple[int, ...]) -> list[str]:
+    """Insert so many rows, one transaction each; return the statements that it took."""
+    engine = create_engine("sqlite://")
+    statements: list[str] = []
+    event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda *arguments: statements.append(arguments[2]),
+    )
+    with engine.begin() as connection:
+        NUMBERS.create(connection)
+        statements.clear()
+        total = 0
+        for count in counts:
+            rows = [(total + number, f"n{total + number}") for number in range(count)]
+            insert_rows(connection, NUMBERS, ("number", "name"), rows)
+            total += count
+        made = list(statements)
+        stored = connection.execute(select(NUMBERS).order_by(NUMBERS.c.number)).all()
+    assert [tuple(row) for row in stored] == [(n, f"n{n}") for n in range(total)]
+    return made
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 100, 512, 513, 1000, 2000])
+def test_every_row_is_there_once_and_in_few_statements(count: int):
+    made = inserted((count,))
+    assert len(made) <= 4 + count // 512
+    if 0 < count <= 64:
+        assert len(made) == 1
+
+
+def test_numbers_of_rows_however_many_make_few_different_statements():
+    assert len(set(inserted(range(0, 2000, 7)))) <= 64 + 3
