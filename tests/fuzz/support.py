@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import uvicorn
+
 from tests.http.support import FakeIvs, install, settings_for, stage_arn
 from tokensvc.http.app import create_app
-from tokensvc.http.server import Server, bind_socket, server_config
+from tokensvc.http.server import bind_socket, server_config
 
 # Those of the examples in the OpenAPI document, and one more.
 STAGES = tuple(map(stage_arn, ("abcdABCDefgh", "stage1")))
@@ -33,7 +35,7 @@ def service_in_a_thread(folder: Path) -> Iterator[Running]:
     app = create_app(settings, gateway=FakeIvs(stages={*STAGES}))
     with bind_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        server = Server(server_config(settings, app))
+        server = uvicorn.Server(server_config(settings, app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -30,6 +30,9 @@ __all__ = ["Edge"]
 _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
+    # Nothing here is to be shown in a browser, embedded in a page, or read by another origin's.
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 _SECURITY_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in _SECURITY_HEADERS)
 _RETRY_SECONDS: Final = 1

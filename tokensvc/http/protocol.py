@@ -29,6 +29,14 @@ HEAD_SECONDS: Final = 10.0
 """From the first byte of a head, or from a new connection's start, to the head's end."""
 
 
+_VERSIONS: Final = ("1.1", "1.0")
+_NOT_HTTP: Final = "This is not an HTTP request."
+
+
+class _BadHeadError(Exception):
+    """A head that the parser takes and we do not."""
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection of a server whose application is an `Edge`."""
 
@@ -49,6 +57,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._fault = _NOT_HTTP
         self._short: ShortWay | None = None
         self._chunks: list[bytes] = []
 
@@ -101,6 +110,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """End a head, and choose who answers: the application, or its refusal."""
         self._in_head = False
         self._head_is_over()
+        self._check_head()
         crowded = self._max_connections is not None and (
             len(self.connections) > self._max_connections
             or len(self.tasks) >= self._max_connections
@@ -110,6 +120,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._short is None:
             self._begin_scope()
             super().on_headers_complete()
+            if self.parser.should_upgrade():
+                # There is no other protocol here, and the parser has given up on this one.
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -194,7 +207,30 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn has the words
         """Answer what is not HTTP; uvicorn calls this."""
-        self._refuse(HTTPStatus.BAD_REQUEST, InvalidRequestError("This is not an HTTP request."))
+        self._refuse(HTTPStatus.BAD_REQUEST, InvalidRequestError(self._fault))
+
+    def _check_head(self) -> None:
+        """Refuse what a proxy in front may read in another way; llhttp has refused the rest.
+
+        RFC 9112, sections 2.3 (versions), 3.2 (exactly one Host) and 6.1 (Transfer-Encoding). What is
+        raised in a callback of the parser ends in `send_400_response`.
+        """
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            self._fault = "The version of HTTP has to be 1.1, or 1.0."
+            raise _BadHeadError
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and (
+                version != "1.1" or value.lower().strip() != b"chunked"
+            ):
+                self._fault = "The only Transfer-Encoding is chunked, in HTTP/1.1."
+                raise _BadHeadError
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            self._fault = "A request has exactly one Host."
+            raise _BadHeadError
 
     def on_response_complete(self) -> None:
         """Begin the next request that is here already, or to wait for one; cycles call this."""
@@ -240,6 +276,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
             f"content-type: {PROBLEM_MEDIA_TYPE}\r\n"
             f"content-length: {len(body)}\r\n"
+            "cache-control: no-store\r\n"
+            "x-content-type-options: nosniff\r\n"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
