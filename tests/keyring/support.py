@@ -74,7 +74,7 @@ class MemoryIvs:
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
         self.same_material_conflicts = True
-        self.pause: Callable[[], Awaitable[None]] = _no_pause
+        self.pause: Callable[[], Awaitable[None]] = no_pause
         self._numbers = itertools.count(1)
 
     def of(self, region: str) -> list[PublicKey]:
@@ -150,7 +150,7 @@ class MemoryIvs:
         self.before(operation)
 
 
-async def _no_pause() -> None:
+async def no_pause() -> None:
     return
 
 
@@ -175,7 +175,7 @@ class MemoryRingStore:
 
     def __init__(self) -> None:
         self.rings: dict[str, RingState] = {}
-        self.pause: Callable[[], Awaitable[None]] = _no_pause
+        self.pause: Callable[[], Awaitable[None]] = no_pause
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
 

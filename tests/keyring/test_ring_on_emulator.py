@@ -12,11 +12,10 @@ import pytest
 
 from tests.emulator.support import RunningEmulator, public_pem
 from tests.keyring.support import REGION, RING, FakeClock, MemoryLedger
+from tests.keyring.worlds import emulator_gateway
 from tokensvc.emulator.verification import TokenVerifier
 from tokensvc.errors import IvsUnavailableError, NoSigningKeyError
 from tokensvc.ivs.boto import BotoIvsGateway
-from tokensvc.ivs.budgets import CallBudgets
-from tokensvc.ivs.clients import ClientSettings, StaticCredentials
 from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.keyring.follower import RingFollower
 from tokensvc.keyring.manager import RingManager
@@ -36,18 +35,6 @@ POLICY = RotationPolicy(
     standby_min_age=50.0,
     view_max_age=30.0,
 )
-CREDENTIALS = StaticCredentials("AKIDEXAMPLE", "test-secret")
-
-
-class PatientBudgets(CallBudgets):
-    """Waits for its turn, as our budgets do, on the clock of the test: three calls a second."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    async def take(self, operation: str, region: str) -> None:  # type: ignore[override]
-        self.clock.now += 0.34
 
 
 @pytest.fixture
@@ -106,12 +93,7 @@ async def here(
     upgrade(url)
     engine = open_engine(url)
     drift = ClockDrift(clock)
-    gateway = BotoIvsGateway(
-        ClientSettings(endpoint_url=ivs.url, total_max_attempts=1),
-        budgets=PatientBudgets(clock),
-        credentials=CREDENTIALS,
-        drift=drift,
-    )
+    gateway = emulator_gateway(ivs, clock, drift)
     store = SqlRingStore(engine, RING, clock)
     yield Installation(clock, ivs, gateway, store, MemoryLedger(), drift)
     await gateway.aclose()
