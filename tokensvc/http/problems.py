@@ -44,6 +44,9 @@ __all__ = [
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
 _SERVER_FAULT: Final = 500
+_PASSING: Final = (429, 503)
+_RETRY_SECONDS: Final = 5.0
+"""Where the error itself does not know when asking again may help."""
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -155,8 +158,11 @@ def _as_ours(raised: Exception) -> TokenServiceError:
 
 def _headers(error: TokenServiceError, request: Request[Any, Any, Any]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    retry_after = error.retry_after
+    if retry_after is None and error.status in _PASSING:
+        retry_after = _RETRY_SECONDS
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if isinstance(error, RateLimitedError):
         headers |= error.headers
     elif isinstance(error, UnauthenticatedError):

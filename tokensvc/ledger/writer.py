@@ -40,7 +40,14 @@ from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions, insert_absent, insert_rows
 from tokensvc.tokens.claims import StageEndpoints
 
-__all__ = ["COLUMNS", "GATHER_SECONDS", "MAX_RECORD_SECONDS", "Durability", "LedgerWriter"]
+__all__ = [
+    "COLUMNS",
+    "GATHER_SECONDS",
+    "MAX_RECORD_SECONDS",
+    "SHED_AFTER_SECONDS",
+    "Durability",
+    "LedgerWriter",
+]
 
 Durability: TypeAlias = Literal["durable", "relaxed"]
 
@@ -53,6 +60,8 @@ GATHER_SECONDS: Final = 0.005
 """A commit waits no longer than this for more rows; as much as it takes itself on a good disk."""
 
 RETRY_AFTER_SECONDS: Final = 1.0
+SHED_AFTER_SECONDS: Final = 2.0
+"""While the oldest row has waited longer, no more are taken: they would only wait longer still."""
 
 COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
 
@@ -149,7 +158,9 @@ class LedgerWriter:
         """
         if self._closing:
             raise _stopped()
-        if self._waiting + len(rows) > self._max_waiting and self._queue:
+        if (
+            self._waiting + len(rows) > self._max_waiting and self._queue
+        ) or self.oldest_wait() > SHED_AFTER_SECONDS:
             raise LedgerBusyError(
                 "Too many tokens wait to be recorded.",
                 retry_after=RETRY_AFTER_SECONDS,
