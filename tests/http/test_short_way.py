@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from tests.http.support import OTHER_REGION, Service, stage_arn
 from tests.http.test_server import Listening, listening
+from tokensvc.http.answers import Answer
 from tokensvc.http.edge import Edge
 from tokensvc.http.server import KEEP_ALIVE_SECONDS
 
@@ -292,3 +293,13 @@ async def test_a_timer_that_comes_early_waits_for_the_rest(
     monkeypatch.setattr(protocol, "_idle_since", since - KEEP_ALIVE_SECONDS)
     protocol._end_if_idle()
     assert await connection.is_closed()
+
+
+@pytest.mark.parametrize(
+    "fields", [(), (("RateLimit", '"caller";r=4;t=1'), ("Connection", "close"))]
+)
+def test_both_ways_send_the_same_headers_of_an_answer(fields: tuple[tuple[str, str], ...]):
+    answer = Answer(b"{}", 201, fields=fields)
+    lines = b"".join(b"%b: %b\r\n" % header for header in answer.headers_to_send())
+    assert answer.head_to_send() == lines
+    assert answer.closes_connection() is bool(fields)
