@@ -72,3 +72,15 @@ class _Silent:
     async def receive(self) -> dict[str, Any]:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/schema", "/v1/keys", "/nowhere"])
+async def test_every_answer_carries_the_security_headers(service: Service, path: str):
+    for caller in (None, "all"):
+        headers = (await service.get(path, caller=caller)).headers
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+        policy = headers["content-security-policy"]
+        assert policy == "default-src 'none'; frame-ancestors 'none'"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert not [name for name in headers if name.startswith("access-control-")]
