@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.http.support import Service, problem_in, running, stage_arn
+from tests.policy.support import POLICY
 from tokensvc.http.app import ROUTES
 from tokensvc.http.request_audit import ACTIONS, MINTS
 
@@ -160,3 +162,32 @@ async def until_not_written(service: Service) -> None:
         if any(one["name"] == "audit" and not one["ok"] for one in checks):
             return
     raise AssertionError("nothing failed")
+
+
+async def test_policies_that_come_into_force_or_are_refused_are_recorded(
+    audited: Service, path: Path, tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    await asyncio.to_thread(policy.write_text, POLICY)
+    audited.settings = replace(audited.settings, policy_file=policy, policy_refresh=53.0)
+    async with running(audited) as service:
+        (first,) = of(path, "policy.load") or await recorded(path, "policy.load")
+        await asyncio.to_thread(policy.write_text, "version: 2\ncallers: {}\n")
+        assert service.app is not None
+        assert service.app.reload is not None
+        service.app.reload()
+        (refused,) = await recorded(path, "policy.refuse")
+    assert (first["who"], first["outcome"]) == ("policy file", "done")
+    assert refused["outcome"] == "configuration"
+    assert refused["inForce"] == first["inForce"]
+    assert "line 1" in str(refused["faults"])
+
+
+async def recorded(path: Path, action: str) -> list[dict[str, Any]]:
+    """Wait until the sink's thread has written such a record."""
+    for _ in range(5000):
+        found = of(path, action)
+        if found:
+            return found
+        await asyncio.sleep(0)
+    raise AssertionError(f"no {action}")

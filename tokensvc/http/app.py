@@ -36,7 +36,7 @@ from tokensvc.http.options import options_of
 from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
-from tokensvc.http.request_audit import RequestAudit
+from tokensvc.http.request_audit import RequestAudit, policy_recorder
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
 from tokensvc.http.short_way import ShortWay
@@ -175,6 +175,7 @@ def create_app(
 
             background.append(every(settings.audit_interval, tell, name="audit", sleep=sleep))
         if admission.file is not None:
+            admission.file.tell(policy_recorder(audit, settings.policy_file))
             background.append(admission.file.run(settings.policy_refresh, sleep))
         if tend_keys:
 

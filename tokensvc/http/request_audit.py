@@ -6,13 +6,14 @@ too, with the code of its problem, and one whose caller nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from tokensvc.http.facts import RequestFacts
 from tokensvc.telemetry.audit import Audit, MintGroup
 
-__all__ = ["ACTIONS", "MINTS", "RequestAudit"]
+__all__ = ["ACTIONS", "MINTS", "RequestAudit", "policy_recorder"]
 
 _DONE: Final = "done"
 
@@ -52,3 +53,19 @@ class RequestAudit:
                 self._audit.minted(group, count)
         elif (action := ACTIONS.get((method, route))) is not None:
             self._audit.action(action, who=facts.caller_id, outcome=outcome, **(facts.about or {}))
+
+
+def policy_recorder(audit: Audit, path: Path | None) -> Callable[[str, str | None, str], None]:
+    """Return what records each policy that comes into force, or is refused, from the file at `path`."""
+
+    def record(action: str, reason: str | None, digest: str) -> None:
+        audit.action(
+            action,
+            who="policy file",
+            outcome=_DONE if reason is None else "configuration",
+            path=str(path),
+            inForce=digest,
+            faults=None if reason is None else reason.splitlines(),
+        )
+
+    return record

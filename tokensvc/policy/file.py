@@ -28,6 +28,9 @@ from tokensvc.tokens.limits import MAX_DURATION_MINUTES
 __all__ = ["PolicyFile"]
 
 _Stamp: TypeAlias = tuple[int, int, int]
+Tell: TypeAlias = Callable[[str, str | None, str], None]
+"""Takes what became of a file (`policy.load`, `policy.refuse`), why, and the digest in force."""
+
 _DIGEST_CHARS: Final = 12
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +58,13 @@ class PolicyFile:
         self._checked_at = clock()
         self._reloading = asyncio.Lock()
         self._woken = asyncio.Event()
+        self._tell: Tell | None = None
+
+    def tell(self, told: Tell) -> None:
+        """Tell `told` of the policy in force, and of each that follows it or is refused."""
+        self._tell = told
+        if self._policy is not None:
+            told("policy.load", None, self.digest)
 
     @property
     def policy(self) -> Policy:
@@ -153,6 +163,8 @@ class PolicyFile:
                 callers=len(policy.callers),
                 before=self.digest,
             )
+            if self._tell is not None:
+                self._tell("policy.load", None, digest)
         self._policy = policy
         self._stamp = self._last_look = stamp
         self.digest = digest
@@ -167,6 +179,8 @@ class PolicyFile:
                 faults=reason.splitlines(),
                 in_force=self.digest,
             )
+            if self._tell is not None:
+                self._tell("policy.refuse", reason, self.digest)
         self.refused = reason
 
 
