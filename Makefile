@@ -62,6 +62,10 @@ bench: $(VENV)/.dev ## measure signatures and mints on this machine
 bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (default 1000000)
 	$(BIN)/python -m tests.bench.ledger --rows $(or $(ROWS),1000000)
 
+.PHONY: bench-loss
+bench-loss: $(VENV)/.dev ## measure what a crash loses where the ledger is relaxed
+	$(BIN)/python -m tests.bench.loss
+
 .PHONY: format
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
