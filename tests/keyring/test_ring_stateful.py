@@ -20,6 +20,7 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -78,23 +79,46 @@ class Seen:
         return sorted(there, key=lambda key: (key.created_at, key.arn is None))
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Where work fails: at the call of `operation` (None: of any) that comes after `skips` others.
+
+    Either before its effect, or so that only its answer is lost.
+    """
+
+    operation: str | None
+    before: bool
+    skips: int
+
+
 class Faults:
-    """Fails at the n-th point (before or after the effect of a call) from when it is armed."""
+    """Fails where it is told, once."""
 
     def __init__(self) -> None:
-        self.left: int | None = None
         self.kills = False
+        self.met: set[Fault] = set()
+        self._fault: Fault | None = None
+        self._left = 0
 
-    def arm(self, point: int | None, *, kills: bool) -> None:
-        self.left, self.kills = point, kills
+    def arm(self, fault: Fault | None, *, kills: bool) -> None:
+        self._fault, self.kills = fault, kills
+        self._left = 0 if fault is None else fault.skips
 
-    def point(self, operation: str) -> None:
-        if self.left is None:
+    def before(self, operation: str) -> None:
+        self._point(operation, before=True)
+
+    def after(self, operation: str) -> None:
+        self._point(operation, before=False)
+
+    def _point(self, operation: str, *, before: bool) -> None:
+        fault = self._fault
+        if fault is None or fault.before != before or fault.operation not in {operation, None}:
             return
-        self.left -= 1
-        if self.left >= 0:
+        self._left -= 1
+        if self._left >= 0:
             return
-        self.left = None
+        self._fault = None
+        self.met.add(fault)
         if self.kills:
             raise Killed
         if operation in {"load", "save"}:
@@ -102,8 +126,15 @@ class Faults:
         raise IvsUnavailableError(f"lost at {operation}")
 
 
-def points() -> st.SearchStrategy[int | None]:
-    return st.one_of(st.none(), st.integers(0, 40))
+OPERATIONS = ["ListPublicKeys", "GetPublicKey", "ImportPublicKey", "DeletePublicKey"]
+CHANGES = ["ImportPublicKey", "save", "DeletePublicKey"]
+
+
+def faults() -> st.SearchStrategy[Fault | None]:
+    anywhere = st.builds(Fault, st.none(), st.booleans(), st.integers(0, 16))
+    # The calls that change something are few among those that look.
+    at_a_change = st.builds(Fault, st.sampled_from(CHANGES), st.booleans(), st.integers(0, 1))
+    return st.one_of(st.none(), anywhere, at_a_change)
 
 
 class RingMachine(RuleBasedStateMachine):
@@ -112,7 +143,7 @@ class RingMachine(RuleBasedStateMachine):
         self.world = world
         self.truth = world.clock
         self.faults = Faults()
-        world.watch(self.faults.point)
+        world.watch(self.faults.before, self.faults.after)
         self.rotators = [world.manager(), world.manager()]
         self.replicas = [self._replica(), self._replica()]
         self.busy = False
@@ -132,7 +163,7 @@ class RingMachine(RuleBasedStateMachine):
         self.world.drop(arn)
         self.dropped.add(arn)
 
-    def _run(self, work: Awaitable[Any], index: int, fault: int | None, *, kills: bool) -> None:
+    def _run(self, work: Awaitable[Any], index: int, fault: Fault | None, *, kills: bool) -> None:
         """Let rotator `index` work, and be another process if it dies."""
         self.faults.arm(fault, kills=kills)
         try:
@@ -155,12 +186,12 @@ class RingMachine(RuleBasedStateMachine):
 
     # --- what goes on -----------------------------------------------------------------------------
 
-    @rule(index=st.integers(0, 1), fault=points(), kills=st.booleans())
-    def tick(self, index: int, fault: int | None, kills: bool) -> None:
+    @rule(index=st.integers(0, 1), fault=faults(), kills=st.booleans())
+    def tick(self, index: int, fault: Fault | None, kills: bool) -> None:
         self._run(self.rotators[index].tick(REGION), index, fault, kills=kills)
 
-    @rule(index=st.integers(0, 1), fault=points(), kills=st.booleans())
-    def prepare_at_start(self, index: int, fault: int | None, kills: bool) -> None:
+    @rule(index=st.integers(0, 1), fault=faults(), kills=st.booleans())
+    def prepare_at_start(self, index: int, fault: Fault | None, kills: bool) -> None:
         async def prepare() -> None:
             try:
                 await self.rotators[index].prepare(REGION)
@@ -182,8 +213,8 @@ class RingMachine(RuleBasedStateMachine):
         finally:
             self.world.pause_with(no_pause)
 
-    @rule(index=st.integers(0, 1), fault=points(), kills=st.booleans())
-    def rotate_now(self, index: int, fault: int | None, kills: bool) -> None:
+    @rule(index=st.integers(0, 1), fault=faults(), kills=st.booleans())
+    def rotate_now(self, index: int, fault: Fault | None, kills: bool) -> None:
         self._run(self.rotators[index].rotate(REGION), index, fault, kills=kills)
 
     @precondition(lambda self: self.seen.not_deleted())
@@ -191,11 +222,11 @@ class RingMachine(RuleBasedStateMachine):
         which=st.integers(0, 5),
         really=st.sampled_from([False, True]),
         index=st.integers(0, 1),
-        fault=points(),
+        fault=faults(),
         kills=st.booleans(),
     )
     def invalidate(
-        self, which: int, really: bool, index: int, fault: int | None, kills: bool
+        self, which: int, really: bool, index: int, fault: Fault | None, kills: bool
     ) -> None:
         if not really:
             return
@@ -207,9 +238,10 @@ class RingMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.truth.now += seconds
 
-    @rule(offset=st.sampled_from([0.0, 0.0, 5.0, -5.0, 3_000.0, -3_000.0]))
-    def clock_jumps(self, offset: float) -> None:
+    @rule(offset=st.sampled_from([0.0, 0.0, 5.0, -5.0, 3_000.0, -3_000.0]), index=st.integers(0, 1))
+    def clock_jumps(self, offset: float, index: int) -> None:
         self.world.offset = offset
+        self.tick(index, None, False)
 
     @rule(replica=st.integers(0, 1))
     def replica_starts(self, replica: int) -> None:
@@ -233,19 +265,29 @@ class RingMachine(RuleBasedStateMachine):
         marks[key.key_id] = max(exp, marks.get(key.key_id, 0.0))
         self.tokens.append(Token(key.arn, exp, self.world.mint(key, exp)))
 
-    @rule(seconds=st.sampled_from([60.0, 60.0, 200.0, 1100.0]), stale=st.booleans())
-    def a_calm_rotation(self, seconds: float, stale: bool) -> None:
+    @rule(
+        seconds=st.sampled_from([60.0, 60.0, 200.0, 1100.0]),
+        stale=st.booleans(),
+        offset=st.sampled_from([0.0, 0.0, 3_000.0]),
+        fault=faults(),
+        kills=st.booleans(),
+    )
+    def a_rotation(
+        self, seconds: float, stale: bool, offset: float, fault: Fault | None, kills: bool
+    ) -> None:
         """What happens nearly always: a token is signed, the key rotates, time passes."""
         self.mint(0, 600.0, True)
         for _ in range(2):
             self.truth.now += POLICY.standby_min_age
             self.world.run(self.replicas[1].refresh())
-            self.rotate_now(0, None, False)
+            self.rotate_now(0, fault, kills)
             if stale:
                 self.mint(1, 600.0, False)
                 self.what_must_never_be()
             self.truth.now += seconds
+            was, self.world.offset = self.world.offset, offset
             self.tick(1, None, False)
+            self.world.offset = was
             if stale:
                 # By now the other replica's view is too old to sign with.
                 self.mint(1, 60.0, False)
@@ -361,9 +403,7 @@ class EmulatorRingMachine(RingMachine):
         super().__init__(world)
 
     @rule(
-        operation=st.sampled_from(
-            ["ListPublicKeys", "GetPublicKey", "ImportPublicKey", "DeletePublicKey", "*"]
-        ),
+        operation=st.sampled_from([*OPERATIONS, "*"]),
         fault=st.sampled_from(
             [
                 {"kind": "drop_before"},
@@ -420,5 +460,26 @@ def test_the_whole_ring() -> None:
 def test_the_whole_ring_on_the_emulator(tmp_path: Path) -> None:
     with quiet(), EmulatorSite(tmp_path, POLICY) as site:
         run_state_machine_as_test(
-            lambda: EmulatorRingMachine(site.fresh()), settings=bounds(18, 25)
+            lambda: EmulatorRingMachine(site.fresh()), settings=bounds(20, 25)
         )
+
+
+@pytest.mark.timeout(120)
+def test_each_change_that_fails_on_the_emulator(tmp_path: Path) -> None:
+    """Chance leaves out some of the points that matter most, so here they are one by one."""
+    with quiet(), EmulatorSite(tmp_path, POLICY) as site:
+        for operation, before, kills in product(CHANGES, [True, False], [True, False]):
+            fault = Fault(operation, before, 0)
+            machine = EmulatorRingMachine(site.fresh())
+            try:
+                machine.tick(0, fault, kills)
+                machine.what_must_never_be()
+                machine.tick(1, None, False)
+                machine.a_rotation(60.0, True, 0.0, fault, kills)
+                # The first key is drained.
+                machine.time_passes(POLICY.drain)
+                machine.tick(0, fault, kills)
+                machine.what_must_never_be()
+            finally:
+                machine.teardown()
+            assert machine.faults.met == {fault}

@@ -72,8 +72,8 @@ class RingWorld(Protocol):
         """Return another process on the store."""
         ...
 
-    def watch(self, point: Callable[[str], None]) -> None:
-        """Have `point` called before and after the effect of every call to IVS and the store."""
+    def watch(self, before: Callable[[str], None], after: Callable[[str], None]) -> None:
+        """Have these called before and after the effect of every call to IVS and the store."""
         ...
 
     def pause_with(self, pause: Callable[[], Awaitable[None]]) -> None:
@@ -158,9 +158,9 @@ class MemoryWorld:
             clock=self.host_clock, clock_off=lambda region: max(0.0, abs(self.offset) - 1.0)
         )
 
-    def watch(self, point: Callable[[str], None]) -> None:
+    def watch(self, before: Callable[[str], None], after: Callable[[str], None]) -> None:
         for part in (self.parts.ivs, self.parts.store):
-            part.before = part.after = point
+            part.before, part.after = before, after
 
     def pause_with(self, pause: Callable[[], Awaitable[None]]) -> None:
         self.parts.ivs.pause = self.parts.store.pause = pause
@@ -395,8 +395,8 @@ class EmulatorWorld:
         reading = self._site.drift.latest(region)
         return 0.0 if reading is None else reading.at_least_seconds
 
-    def watch(self, point: Callable[[str], None]) -> None:
-        self._points.before = self._points.after = point
+    def watch(self, before: Callable[[str], None], after: Callable[[str], None]) -> None:
+        self._points.before, self._points.after = before, after
 
     def pause_with(self, pause: Callable[[], Awaitable[None]]) -> None:
         self._points.pause = pause
