@@ -8,15 +8,19 @@ answers and not a queue.
 The budgets are those of one process. Processes and replicas that share an AWS account divide the
 quota among them with `share`; but for the operations of `UNDIVIDED`, which the one process that holds
 the Region's lease makes for all of them. A retry that botocore makes by itself is not counted.
+
+What is promised is a number of calls in any second, wherever it begins, since how much IVS lets
+through in a burst is not documented. A leaky bucket that holds a second's calls would let twice as
+many through in its first second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
-
-from aiolimiter import AsyncLimiter
 
 from tokensvc.errors import ConfigurationError, IvsThrottledError
 
@@ -61,11 +65,14 @@ UNDIVIDED: Final[frozenset[Operation]] = frozenset(
 
 DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 
+WINDOW_SECONDS: Final = 1.05
+"""What a second's calls are counted over here: calls that leave apart may arrive closer together."""
+
 
 class CallBudgets:
-    """A leaky bucket for each operation in each Region; belongs to one event loop.
+    """A sliding window for each operation in each Region; belongs to one event loop.
 
-    A bucket lets a burst of one second's calls through at once, then its rate.
+    A second's calls may come at once; the next one passes `WINDOW_SECONDS` after the first of them.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class CallBudgets:
     ) -> None:
         """Take `share` (above 0, at most 1) of IVS's rates; wait for a turn `max_wait_seconds` at most.
 
+        A share is rounded down to whole calls a second, or to one call in more than a second.
         Raises ConfigurationError for a share or a wait out of bounds.
         """
         if not 0 < share <= 1:
@@ -110,24 +118,26 @@ class CallBudgets:
 
 
 class _Line:
-    def __init__(self, rate: float, max_wait: float) -> None:
-        self.rate = rate
+    def __init__(self, quota: float, max_wait: float) -> None:
+        calls = max(1, math.floor(quota))
+        self._window = WINDOW_SECONDS * max(1.0, 1 / quota)
+        self.rate = calls / self._window
         self.waiting = 0
         self._max_wait = max_wait
-        # A bucket must hold one whole call, also where the rate is below one a second.
-        capacity = max(1.0, rate)
-        self._limiter = AsyncLimiter(capacity, capacity / rate)
+        self._passed: deque[float] = deque(maxlen=calls)
+        self._head = asyncio.Lock()
 
     async def pass_through(self) -> bool:
-        if self._limiter.has_capacity():
-            await self._limiter.acquire()
+        if self.waiting == 0 and self._seconds_left() <= 0:
+            self._pass()
             return True
-        if self.waiting >= self.rate * self._max_wait:
+        if self._seconds_left(self.waiting) > self._max_wait:
             return False
         self.waiting += 1
         try:
-            async with asyncio.timeout(self._max_wait):
-                await self._limiter.acquire()
+            async with asyncio.timeout(self._max_wait), self._head:
+                await asyncio.sleep(self._seconds_left())
+                self._pass()
         except TimeoutError:
             return False
         finally:
@@ -136,3 +146,15 @@ class _Line:
 
     def clears_in(self) -> float:
         return max(1.0, (self.waiting + 1) / self.rate)
+
+    def _seconds_left(self, ahead: int = 0) -> float:
+        """Return how long a call with so many ahead of it has to wait; 0 or less: not at all."""
+        calls = self._passed.maxlen or 1
+        if len(self._passed) < calls:
+            return 0.0
+        rounds, place = divmod(ahead, calls)
+        turn = self._passed[place] + self._window * (rounds + 1)
+        return turn - asyncio.get_running_loop().time()
+
+    def _pass(self) -> None:
+        self._passed.append(asyncio.get_running_loop().time())
