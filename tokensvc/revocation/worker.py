@@ -416,7 +416,12 @@ class DisconnectWorker:
             except Exception as error:  # noqa: BLE001 - what is stored must be done, whatever one round met
                 busy = False
                 if not failing:
-                    _log.error("disconnect_worker_failed", region=self._region, exc_info=error)
+                    _log.error(
+                        "disconnect_worker_failed",
+                        region=self._region,
+                        code=_code(error),
+                        exc_info=None if isinstance(error, TokenServiceError) else error,
+                    )
                 failing = True
             else:
                 failing = False
