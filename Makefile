@@ -66,6 +66,11 @@ bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (defaul
 bench-loss: $(VENV)/.dev ## measure what a crash loses where the ledger is relaxed
 	$(BIN)/python -m tests.bench.loss
 
+.PHONY: chaos
+chaos: $(VENV)/.dev ## three replicas under load while all around them fails, for MINUTES (default 10); SEED=n repeats
+	@.ci/ensure-postgres
+	$(BIN)/python -m tests.e2e.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
 .PHONY: format
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -24,6 +24,7 @@ from tokensvc.errors import (
 from tokensvc.issuing.desk import TokenDesk
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.issuing.repeats import KeptProblem, keep, kept
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger import idempotency_ref
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -286,6 +287,14 @@ async def test_a_batch_in_which_all_failed_is_repeated_too(
     second = await desk.mint_batch([ask("gone")], LoopSlices(), "backend", REF)
     assert summary(first[0]) == summary(second[0]) == "stage_not_found"
     assert not world.rows
+
+
+def test_a_ban_is_kept_with_its_id_and_end() -> None:
+    for until in (None, 1_780_000_000.5):
+        ban = BannedError("banned", ban_id="ban-1", until=until)
+        (again,) = (one.as_error() for one in kept(keep([ban])) if isinstance(one, KeptProblem))
+        assert isinstance(again, BannedError)
+        assert (again.detail, again.ban_id, again.until) == ("banned", "ban-1", until)
 
 
 async def test_exchanges_and_connection_tokens_are_repeated_too(

@@ -25,7 +25,7 @@ from tokensvc.issuing.breaker import BreakerLimits, BreakerState
 from tokensvc.issuing.fallback import Fallback
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.ivs.boto import BotoIvsGateway
-from tokensvc.ivs.budgets import CallBudgets
+from tokensvc.ivs.budgets import WINDOW_SECONDS, CallBudgets
 from tokensvc.ivs.clients import ClientSettings
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger import Claim, LedgerRow
@@ -230,7 +230,7 @@ async def test_our_share_of_the_calls_a_second_is_a_bound_and_not_a_queue() -> N
     assert (await fallback.create_participant_token(HERE)).participant_id == "p-1"
     error = await refused(fallback)
     assert type(error) is FallbackSaturatedError
-    assert error.retry_after == pytest.approx(20)
+    assert error.retry_after == pytest.approx(20 * WINDOW_SECONDS)
     assert len(ivs.requests) == 1
     await gateway.aclose()
     ivs.close()

@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from tokensvc.errors import FieldError, TokenServiceError
+from tokensvc.errors import BannedError, FieldError, TokenServiceError
 from tokensvc.issuing.issued import Identity
 from tokensvc.ledger.row import LedgerRow
 
@@ -42,9 +42,14 @@ class KeptProblem(msgspec.Struct, frozen=True, tag="p", array_like=True):
     code: str
     detail: str
     errors: list[FieldError] = []
+    ban_id: str | None = None
+    until: float | None = None
+    """Of `banned` alone: the ban, and its end in Unix seconds (None: for good)."""
 
     def as_error(self) -> TokenServiceError:
         """Return the error as it was."""
+        if self.code == BannedError.code:
+            return BannedError(self.detail, ban_id=self.ban_id, until=self.until)
         return _CLASSES.get(self.code, TokenServiceError)(self.detail, errors=tuple(self.errors))
 
 
@@ -75,7 +80,10 @@ def kept(stored: str) -> list[Kept]:
 
 def _keep(outcome: HasRow | TokenServiceError) -> Kept:
     if isinstance(outcome, TokenServiceError):
-        return KeptProblem(outcome.code, outcome.detail, list(outcome.errors))
+        kept_problem = KeptProblem(outcome.code, outcome.detail, list(outcome.errors))
+        if isinstance(outcome, BannedError):
+            return msgspec.structs.replace(kept_problem, ban_id=outcome.ban_id, until=outcome.until)
+        return kept_problem
     row = outcome.row
     return KeptToken(row.token_id, row.iat, row.exp, row.key_id)
 
