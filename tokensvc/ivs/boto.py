@@ -280,9 +280,14 @@ class BotoIvsGateway:
                 operation=operation,
                 region=region,
             )
-        await self._budgets.take(operation, region)
-        work = partial(self._in_thread, operation, region, call, repeatable)
         threads = self._token_threads if operation == _TOKENS else self._threads
+        work = partial(self._in_thread, operation, region, call, repeatable)
+        if not self._clients.has(region, repeatable=repeatable):
+            # Making a client takes long. A call that passed the budget before it would leave late,
+            # and so close to the next one.
+            make = partial(self._in_thread, operation, region, _nothing, repeatable)
+            await threads.run(make, operation=operation, region=region)
+        await self._budgets.take(operation, region)
         return await threads.run(work, operation=operation, region=region)
 
     def _in_thread(
@@ -298,6 +303,10 @@ class BotoIvsGateway:
             # Whatever botocore raises must not get out of this package, and not all that it raises
             # has a common root: a malformed answer can end in a ValueError of its parser.
             raise translate(error, operation=operation, region=region) from error
+
+
+def _nothing(_: IvsrealtimeClient) -> Answer:
+    return {}
 
 
 def _list_page(

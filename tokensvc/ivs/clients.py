@@ -106,6 +106,10 @@ class RegionalClients:
         self._session: Session | None = None
         self._clients: dict[tuple[str, bool], IvsrealtimeClient] = {}
 
+    def has(self, region: str, *, repeatable: bool) -> bool:
+        """Whether the Region's client is made; does not block."""
+        return (region, repeatable) in self._clients
+
     def client(self, region: str, *, repeatable: bool) -> IvsrealtimeClient:
         """Return the Region's client; with `repeatable` false, one that makes a single attempt.
 
