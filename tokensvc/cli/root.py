@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tokensvc.cli.bench import bench
 from tokensvc.cli.callers import callers
 from tokensvc.cli.database import db
 from tokensvc.cli.dev import dev
@@ -35,6 +36,7 @@ def cli() -> None:
 
 for _command in (
     bans,
+    bench,
     callers,
     db,
     dev,
