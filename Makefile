@@ -54,9 +54,11 @@ test: $(VENV)/.dev ## install what the tests need (Chromium, Node, PostgreSQL) a
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: bench
-bench: $(VENV)/.dev ## measure signatures and mints on this machine
-	@.ci/ensure-wrk
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/.dev ## measure signatures, mints, latency, memory; ONLY=mints,rows ROWS=10000000 ROUNDS=5 for some
+	@.ci/ensure-bench
+	@.ci/ensure-postgres
+	$(BIN)/python -m tests.bench --json $(or $(JSON),.bench/bench.json) --rounds $(or $(ROUNDS),5) \
+		--rows $(or $(ROWS),1000000) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: bench-ledger
 bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (default 1000000)

@@ -1,22 +1,22 @@
-"""`make bench`: how many tokens a second, as a ratio to the raw signature of the same run.
+"""`make bench`: what issuing tokens costs, as ratios to the raw signature of the same run.
 
-Machines are shared and noisy, so every figure is the median of several rounds, and what counts is the
-ratio. The service is measured as a process of its own, one worker, with its own store and the emulator;
-the load comes from wrk (Debian's package) over loopback, for a bounded time.
+The service runs on one core, as an operator starts it, with everything on; the load comes from the
+others. Every figure is the median of several rounds, each beside the raw signature that the same core
+made just before. With `--json`, a run may be made in pieces: what is not measured again stays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
-from statistics import median
 
-from tests.bench import in_process, over_http
+from tests.bench.figures import Report
+from tests.bench.machine import circumstances
+from tests.bench.rounds import Options
+from tests.bench.sections import RUNS
+from tests.bench.table import text_table
 
 
 def main() -> int:
@@ -24,27 +24,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each HTTP round")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the largest ledger")
+    parser.add_argument(
+        "--only", default=",".join(RUNS), help=f"some of: {', '.join(RUNS)} (commas between)"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="the figures; what is there and not measured stays"
+    )
     options = parser.parse_args()
-
-    figures = in_process.measure(options.rounds)
-    http = over_http.measure(options.rounds, options.seconds)
-    for name, rounds in http.per_second.items():
-        figures.setdefault(name, []).extend(rounds)
-    base = median(figures["raw AWS-LC signatures"])
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{'':36}{'per second':>12}{'ratio':>8}")
-    for name, rounds in figures.items():
-        print(f"{name:36}{median(rounds):12,.0f}{median(rounds) / base:8.2f}")
-    print(*over_http.summary(http), sep="\n")
-    if options.json:
-        report = {
-            **asdict(http),
-            "per_second": figures,
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg(),
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    wanted = options.only.split(",")
+    if unknown := [name for name in wanted if name not in RUNS]:
+        parser.error(f"--only: there is no {', '.join(unknown)}")
+    report = Report.load(options.json) if options.json else Report()
+    settings = Options(options.rounds, options.seconds, options.rows)
+    for name in wanted:
+        started = time.monotonic()
+        said = circumstances(rounds=options.rounds, seconds=options.seconds)
+        figures = list(RUNS[name](settings))
+        for section in sorted({figure.section for figure in figures}):
+            report.replace(section, [one for one in figures if one.section == section], said)
+        if options.json:
+            report.save(options.json)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print(text_table(report))
     return 0
 
 

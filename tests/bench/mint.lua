@@ -1,18 +1,32 @@
--- wrk's side of tests/bench/over_http.py: posts mints, each for another user, and tells what came of it.
+-- wrk's side of tests/bench/load.py: posts mints, each for another user, and tells what came of it.
 -- The API key comes in the environment, since a command line is there for all to see.
 
 local path = os.getenv("BENCH_PATH")
 local stage = os.getenv("BENCH_STAGE")
 local batch = tonumber(os.getenv("BENCH_BATCH"))
+local idempotency = os.getenv("BENCH_IDEMPOTENCY") == "1"
 local headers = {
   ["Authorization"] = "Bearer " .. os.getenv("BENCH_API_KEY"),
   ["Content-Type"] = "application/json",
 }
+local run = os.getenv("BENCH_RUN")
 local count = 0
+local thread
+
+-- Each thread of wrk has a state of its own, and must not count like the others.
+local threads = 0
+function setup(new)
+  threads = threads + 1
+  new:set("bench_thread", threads)
+end
 
 local function one()
   count = count + 1
-  return string.format('{"userId":"user-%d","attributes":{"team":"red"}%s}', count, "%s")
+  return string.format('{"userId":"user-%s-%d-%d","attributes":{"team":"red"}%%s}', run, thread, count)
+end
+
+function init()
+  thread = bench_thread
 end
 
 function request()
@@ -25,6 +39,9 @@ function request()
       tokens[i] = string.format(one(), "")
     end
     body = string.format('{"defaults":{"stageArn":"%s"},"tokens":[%s]}', stage, table.concat(tokens, ","))
+  end
+  if idempotency then
+    headers["Idempotency-Key"] = string.format('"%s-%d-%d"', run, thread, count)
   end
   return wrk.format("POST", path, headers, body)
 end

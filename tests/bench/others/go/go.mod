@@ -1,0 +1,3 @@
+module tokensvc-bench-go
+
+go 1.19
