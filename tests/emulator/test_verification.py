@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.emulator.client_support import NOW, REGION, Stand, private_key
 from tokensvc.emulator.verification import TokenRefusedError
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_payload
 
 _STAND = Stand()
 """Shared by the tests that change nothing."""
@@ -48,9 +48,10 @@ def test_a_token_in_order_is_taken_with_what_it_says():
 def test_the_claims_that_the_service_makes_are_taken():
     request = TokenRequest(StageArn.parse(_STAND.stage.arn), capabilities=("SUBSCRIBE",))
     endpoints = StageEndpoints(_STAND.world.config.events_url, _STAND.stage.whip_url)
-    claims = participant_claims(request, endpoints, participant_id="x", iat=NOW, exp=NOW + 60)
+    segment = participant_payload(request, endpoints, participant_id="x", iat=NOW, exp=NOW + 60)
+    payload = base64.urlsafe_b64decode(segment + b"==")
 
-    assert _STAND.verifier.participant(_STAND.sign(claims)).capabilities == ("SUBSCRIBE",)
+    assert _STAND.verifier.participant(_STAND.sign(payload)).capabilities == ("SUBSCRIBE",)
 
 
 ACCEPTED: dict[str, dict[str, Any]] = {

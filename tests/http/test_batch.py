@@ -136,7 +136,7 @@ async def test_no_step_of_a_batch_holds_the_loop_for_longer_than_a_slice(
     clock = _Clock()
     work = 0.001
     for module, name in (
-        ("tokensvc.http.token_routes", "parse_wanted_token"),
+        ("tokensvc.http.token_routes", "read_wanted_token"),
         ("tokensvc.http.token_routes", "_encode"),
     ):
         clock.charge(monkeypatch, f"{module}.{name}", work)

@@ -25,7 +25,7 @@ from tokensvc.keyring.sealing import LocalSealer
 from tokensvc.keyring.sql import SqlRingStore
 from tokensvc.store import open_engine, upgrade
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_payload
 from tokensvc.tokens.ids import new_participant_id
 
 POLICY = RotationPolicy(
@@ -115,7 +115,7 @@ async def test_no_join_fails_through_rotations_under_load(here: Installation) ->
     def mint(replica: RingFollower) -> None:
         key = replica.view().signing_key(REGION)
         now = int(clock())
-        claims = participant_claims(
+        payload = participant_payload(
             TokenRequest(StageArn.parse(stage.arn)),
             StageEndpoints(stage.endpoints.events, stage.endpoints.whip),
             participant_id=new_participant_id(),
@@ -124,7 +124,7 @@ async def test_no_join_fails_through_rotations_under_load(here: Installation) ->
         )
         marks = here.ledger.marks
         marks[key.key_id] = max(now + 600.0, marks.get(key.key_id, 0.0))
-        tokens.append((now + 600, key.mint(claims)))
+        tokens.append((now + 600, key.mint_payload(payload)))
         signed_by.add(key.key_id)
 
     async def load(busy: asyncio.Event) -> None:

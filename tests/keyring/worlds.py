@@ -38,7 +38,7 @@ from tokensvc.keyring.store import RingStore
 from tokensvc.signing import SigningKey, load_public_key
 from tokensvc.store import open_engine, upgrade
 from tokensvc.tokens.arn import StageArn
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_payload
 from tokensvc.tokens.ids import new_participant_id
 
 __all__ = [
@@ -434,8 +434,8 @@ class EmulatorWorld:
 
     def mint(self, key: SigningKey, exp: int) -> str:
         stage = self._site.stage
-        return key.mint(
-            participant_claims(
+        return key.mint_payload(
+            participant_payload(
                 TokenRequest(StageArn.parse(stage.arn)),
                 StageEndpoints(stage.endpoints.events, stage.endpoints.whip),
                 participant_id=new_participant_id(),

@@ -13,10 +13,9 @@ from tokensvc.tokens.claims import (
     StageEndpoints,
     TokenRequest,
     WantedToken,
-    participant_claims,
+    participant_payload,
 )
 from tokensvc.tokens.ids import is_token_id, new_participant_id
-from tokensvc.tokens.jws import payload_segment
 from tokensvc.tokens.validate import parse_defaults, parse_token_request, parse_wanted_token
 
 STAGE = "arn:aws:ivs:eu-central-1:123456789012:stage/LSC8P4Bq1vGb"
@@ -202,7 +201,7 @@ def test_what_is_within_limits_arrives_unchanged_and_in_ascii(
         "attributes": attributes,
     }
     request = parse(body)
-    claims = participant_claims(
+    segment = participant_payload(
         request,
         StageEndpoints("wss://e.test", "https://w.test"),
         participant_id="p",
@@ -211,7 +210,7 @@ def test_what_is_within_limits_arrives_unchanged_and_in_ascii(
     )
     from base64 import urlsafe_b64decode
 
-    payload = urlsafe_b64decode(payload_segment(claims) + b"==")
+    payload = urlsafe_b64decode(segment + b"==")
     assert payload.isascii()
     read = json.loads(payload)
     assert read.get("user_id") == user_id

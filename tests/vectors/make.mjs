@@ -52,9 +52,9 @@ const vectors = Object.entries(requests).map(([name, request], index) => {
   if (asked.includes("PUBLISH")) capabilities.allow_publish = true;
   if (asked.includes("SUBSCRIBE")) capabilities.allow_subscribe = true;
   const claims = {
-    exp, iat, jti: participantId, resource: stage, topic: stage.split("/")[1],
-    events_url: endpoints.events, whip_url: endpoints.whip, capabilities,
-    attributes: request.attributes ?? {}, version: "1.0",
+    resource: stage, topic: stage.split("/")[1],
+    events_url: endpoints.events, whip_url: endpoints.whip, capabilities, version: "1.0",
+    exp, iat, jti: participantId, attributes: request.attributes ?? {},
   };
   if (request.userId !== undefined) claims.user_id = request.userId;
   return { name, request, participantId, iat, exp, claims, payloadSegment: segment(claims) };

@@ -50,12 +50,13 @@ from tokensvc.http.structs import (
     MintRequest,
     RefusedItem,
 )
+from tokensvc.http.wanted import read_wanted_token
 from tokensvc.issuing.batch import BatchItem, BatchOutcome
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.claims import WantedToken
 from tokensvc.tokens.exchange import parse_exchange_request
-from tokensvc.tokens.validate import parse_defaults, parse_wanted_token
+from tokensvc.tokens.validate import parse_defaults
 
 __all__ = ["TOKEN_ROUTES", "mint"]
 
@@ -95,12 +96,10 @@ async def mint(request: Request[Any, Any, Any]) -> Answer:
     service = service_of(request)
     facts = await authorize(request, service, "tokens:mint")
     body = await read_json_body(request, service.max_body_bytes)
-    wanted = parse_wanted_token(
-        decode_json(body), regions=service.regions, max_duration=service.max_duration
-    )
+    wanted = read_wanted_token(body, regions=service.regions, max_duration=service.max_duration)
     started = perf_counter()
     ref = request_ref(facts, "tokens", body)
-    facts.stage_arn = str(wanted.stage)
+    facts.stage_arn = wanted.stage.text
     caller = facts.caller_name
     counted = ref is None or await is_counted(service, caller, ref)
     admitted = await service.gate.admit(caller, wanted, counted=counted)
@@ -232,8 +231,8 @@ async def _parse_items(
             if len(memoryview(raw)) > limit:
                 raise _too_large("", limit)
             items.append(
-                parse_wanted_token(
-                    decode_json(raw),
+                read_wanted_token(
+                    raw,
                     regions=service.regions,
                     max_duration=service.max_duration,
                     defaults=defaults,
@@ -274,7 +273,7 @@ async def _encode_outcomes(
 
 
 def _stage_of(item: BatchItem) -> str | None:
-    return None if isinstance(item, TokenServiceError) else str(item.stage)
+    return None if isinstance(item, TokenServiceError) else item.stage.text
 
 
 def _too_large(field: str, limit: int) -> BodyTooLargeError:

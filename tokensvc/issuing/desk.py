@@ -7,8 +7,9 @@ commit of its ledger rows, and the same request again is answered by the same to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from tokensvc.errors import (
     FieldError,

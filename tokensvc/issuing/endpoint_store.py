@@ -1,4 +1,4 @@
-"""Stage endpoints in the database: an `EndpointStore` over the table `known_stages`.
+"""Known stages in the database: an `EndpointStore` over the table `known_stages`.
 
 Replicas share the table, so each row keeps what was fetched last, whoever fetched it. A row whose ARN
 cannot be read is left out: it costs one call to IVS, and must not cost the service its start.
@@ -7,8 +7,9 @@ cannot be read is left out: it costs one call to IVS, and must not cost the serv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import structlog
 from sqlalchemy import Row, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -23,11 +24,13 @@ from tokensvc.tokens.claims import StageEndpoints
 
 __all__ = ["SqlEndpointStore"]
 
+_FETCHED: Final = ("events_url", "whip_url", "fetched_at", "tags", "tags_at")
+
 _log = structlog.get_logger(__name__)
 
 
 class SqlEndpointStore:
-    """Keeps endpoints for as long as IVS allows: 14 days."""
+    """Keeps what is known of a stage for as long as IVS allows endpoints to be kept: 14 days."""
 
     def __init__(self, engine: AsyncEngine, clock: Callable[[], float]) -> None:
         """Work on the database of `engine`; `clock` gives Unix seconds."""
@@ -48,6 +51,17 @@ class SqlEndpointStore:
                 rows = (await connection.execute(selection)).all()
         return [stage for row in rows if (stage := _read(row)) is not None]
 
+    async def find(self, stage: StageArn, *, since: float) -> KnownStage | None:
+        """See `EndpointStore`; raises StoreUnavailableError."""
+        known = tables.known_stages
+        selection = select(known).where(
+            known.c.stage_arn == str(stage), known.c.fetched_at >= since
+        )
+        with store_faults("find a stage"):
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(selection)).first()
+        return None if row is None else _read(row)
+
     async def save(self, known: Sequence[KnownStage], gone: Sequence[StageArn]) -> None:
         """See `EndpointStore`; raises StoreUnavailableError."""
         table = tables.known_stages
@@ -55,7 +69,7 @@ class SqlEndpointStore:
         keep = dialect.insert(table)
         keep = keep.on_conflict_do_update(
             index_elements=[table.c.stage_arn],
-            set_={name: keep.excluded[name] for name in ("events_url", "whip_url", "fetched_at")},
+            set_={name: keep.excluded[name] for name in _FETCHED},
             where=table.c.fetched_at < keep.excluded.fetched_at,
         )
         # In the order of the key, so that two replicas that save the same stages cannot deadlock.
@@ -77,6 +91,8 @@ def _values(known: KnownStage) -> dict[str, Any]:
         "events_url": known.endpoints.events,
         "whip_url": known.endpoints.whip,
         "fetched_at": known.fetched_at,
+        "tags": None if known.tags is None else msgspec.json.encode(known.tags).decode(),
+        "tags_at": None if known.tags is None else known.fetched_at,
     }
 
 
@@ -86,4 +102,15 @@ def _read(row: Row[Any]) -> KnownStage | None:
     except InvalidArnError:
         _log.warning("known_stage_unreadable", stage_arn=row.stage_arn)
         return None
-    return KnownStage(stage, StageEndpoints(row.events_url, row.whip_url), row.fetched_at)
+    endpoints = StageEndpoints(row.events_url, row.whip_url)
+    return KnownStage(stage, endpoints, row.fetched_at, _tags(row))
+
+
+def _tags(row: Row[Any]) -> dict[str, str] | None:
+    if row.tags is None or row.tags_at != row.fetched_at:
+        return None
+    try:
+        return msgspec.json.decode(row.tags, type=dict[str, str])
+    except msgspec.DecodeError:
+        _log.warning("known_stage_tags_unreadable", stage_arn=row.stage_arn)
+        return None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Literal
 
 import msgspec
 
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger.row import PARTICIPANT, LedgerRow
 from tokensvc.signing.signing_key import SigningKey
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_claims
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_payload
 
 __all__ = ["Draft", "Identity", "IssuedToken", "made_by_ivs", "signed_here"]
 
@@ -24,7 +26,7 @@ class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_default
     token: str
     participant_id: str
     user_id: str | None
-    attributes: dict[str, str]
+    attributes: Mapping[str, str]
     capabilities: tuple[str, ...]
     duration: int
     expiration_time: datetime
@@ -39,7 +41,7 @@ class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_default
         return [("participant_id", self.participant_id), ("issuer", self.issuer)]
 
 
-class Identity(NamedTuple):
+class Identity(msgspec.Struct, frozen=True):
     """What makes a participant's token this one; times are whole Unix seconds."""
 
     participant_id: str
@@ -47,7 +49,7 @@ class Identity(NamedTuple):
     exp: int
 
 
-class Draft(NamedTuple):
+class Draft(msgspec.Struct, frozen=True):
     """A token with its ledger row; it leaves only after the row is committed."""
 
     token: IssuedToken
@@ -62,38 +64,40 @@ def signed_here(
     caller_id: str | None,
 ) -> Draft:
     """Sign a participant token with `key`."""
-    claims = participant_claims(
-        request,
-        endpoints,
-        participant_id=identity.participant_id,
-        iat=identity.iat,
-        exp=identity.exp,
+    participant_id, iat, exp = identity.participant_id, identity.iat, identity.exp
+    payload = participant_payload(
+        request, endpoints, participant_id=participant_id, iat=iat, exp=exp
     )
+    user_id, arn = request.user_id, key.arn
     token = IssuedToken(
-        token=key.mint(claims),
-        participant_id=identity.participant_id,
-        user_id=request.user_id,
-        attributes=dict(request.attributes),
+        token=key.mint_payload(payload),
+        participant_id=participant_id,
+        user_id=user_id,
+        attributes=request.attributes,
         capabilities=request.capabilities,
         duration=request.duration,
-        expiration_time=datetime.fromtimestamp(identity.exp, UTC),
+        expiration_time=_moment(exp),
         issuer="local",
-        key_arn=key.arn,
+        key_arn=arn,
         exchangeable=True,
     )
-    row = LedgerRow(
-        token_id=identity.participant_id,
-        kind=PARTICIPANT,
-        stage_arn=str(request.stage),
-        region=request.stage.region,
-        user_id=request.user_id,
-        key_id=key.key_id,
-        key_arn=key.arn,
-        caller_id=caller_id,
-        issuer="local",
-        iat=identity.iat,
-        exp=identity.exp,
-        endpoints=endpoints,
+    stage = request.stage
+    # In the order of its fields: naming them takes twice as long.
+    row = LedgerRow._make(
+        (
+            participant_id,
+            PARTICIPANT,
+            stage.text,
+            stage.region,
+            user_id,
+            key.key_id,
+            arn,
+            caller_id,
+            "local",
+            iat,
+            exp,
+            endpoints,
+        )
     )
     return Draft(token, row)
 
@@ -104,10 +108,10 @@ def made_by_ivs(request: TokenRequest, made: IvsToken, now: int, caller_id: str 
         token=made.token,
         participant_id=made.participant_id,
         user_id=made.user_id,
-        attributes=dict(made.attributes),
+        attributes=made.attributes,
         capabilities=made.capabilities,
         duration=made.duration,
-        expiration_time=datetime.fromtimestamp(made.expiration_time, UTC),
+        expiration_time=_moment(made.expiration_time),
         issuer="ivs",
         key_arn=None,
         exchangeable=False,
@@ -127,3 +131,9 @@ def made_by_ivs(request: TokenRequest, made: IvsToken, now: int, caller_id: str 
         endpoints=None,
     )
     return Draft(token, row)
+
+
+@lru_cache(maxsize=1024)
+def _moment(seconds: int) -> datetime:
+    """Return the time of an `exp`, which many tokens of the same second share."""
+    return datetime.fromtimestamp(seconds, UTC)

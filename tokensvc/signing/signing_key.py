@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from tokensvc.signing.keys import fingerprint
 from tokensvc.signing.signer import Backend, SecretHolder, Signer
 from tokensvc.tokens.arn import PublicKeyArn
-from tokensvc.tokens.jws import compact, header_segment
+from tokensvc.tokens.jws import compact, header_segment, payload_segment
 
 __all__ = ["SigningKey"]
 
@@ -56,7 +56,7 @@ class SigningKey(SecretHolder):
     @property
     def arn(self) -> str:
         """The `kid`."""
-        return str(self._arn)
+        return self._arn.text
 
     @property
     def region(self) -> str:
@@ -85,4 +85,8 @@ class SigningKey(SecretHolder):
 
     def mint(self, claims: Mapping[str, object]) -> str:
         """Return the token with these claims (JWS compact serialisation, RFC 7515 section 7.1)."""
-        return compact(self._header, claims, self._sign)
+        return self.mint_payload(payload_segment(claims))
+
+    def mint_payload(self, payload: bytes) -> str:
+        """Return the token with this payload, which is encoded already."""
+        return compact(self._header, payload, self._sign)

@@ -8,9 +8,10 @@ the error says so.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar, Self
+
+import msgspec
 
 from tokensvc.tokens.limits import MAX_ARN_CHARS
 
@@ -25,13 +26,12 @@ _PARTS = re.compile(r"arn:aws:ivs:([a-z0-9-]+):([0-9]+):([a-z-]+)/([a-zA-Z0-9-]+
 _SWAPPED = re.compile(r"arn:aws:ivs:[0-9]{12}:[a-z0-9-]+:", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class _IvsArn:
+class _IvsArn(msgspec.Struct, frozen=True):
     region: str
     account: str
     id: str
-    # Put together once: a mint asks for it six times.
-    _text: str = field(init=False, repr=False, compare=False)
+    # Put together once: a mint asks for it again and again.
+    text: str = ""
     kind: ClassVar[str]
 
     @classmethod
@@ -52,25 +52,19 @@ class _IvsArn:
 
     def __post_init__(self) -> None:
         text = f"arn:aws:ivs:{self.region}:{self.account}:{self.kind}/{self.id}"
-        object.__setattr__(self, "_text", text)
+        msgspec.structs.force_setattr(self, "text", text)
 
     def __str__(self) -> str:
-        return self._text
+        return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class StageArn(_IvsArn):
-    """The ARN of a stage; its `id` is the `topic` claim."""
+class StageArn(_IvsArn, frozen=True):
+    """The ARN of a stage; its `id` is the `topic` claim, and `text` is all of it."""
 
     kind: ClassVar[str] = "stage"
 
-    def __hash__(self) -> int:
-        """Return the hash of the text, which is kept in it."""
-        return hash(self._text)
 
-
-@dataclass(frozen=True, slots=True)
-class PublicKeyArn(_IvsArn):
+class PublicKeyArn(_IvsArn, frozen=True):
     """The ARN of an imported public key; as text it is the `kid`."""
 
     kind: ClassVar[str] = "public-key"

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_SHOWN_CHARS",
     "FieldParser",
     "invalid_fields",
+    "is_role",
     "json_type",
     "parse_attributes",
     "parse_capabilities",
@@ -197,11 +198,16 @@ def parse_role(value: object, errors: list[FieldError]) -> str | None:
     if type(value) is not str:
         errors.append(wrong_type("role", "a string", value))
         return None
-    if _ROLE.fullmatch(value) is None:
+    if not is_role(value):
         rule = f"1 to {MAX_ROLE_CHARS} of a-z, A-Z, 0-9, _ and -"
         errors.append(FieldError("role", "pattern", f"must be {rule}", rule))
         return None
     return value
+
+
+def is_role(text: str) -> bool:
+    """Tell whether `text` can be the name of a role."""
+    return _ROLE.fullmatch(text) is not None
 
 
 def invalid_fields(errors: list[FieldError]) -> InvalidRequestError:

@@ -3,12 +3,17 @@
 Input is what a JSON decoder returns. All fields are looked at, so that one answer tells the caller
 everything that is wrong; each problem names its field, a stable code, and the limit that was crossed.
 `null` for an optional field means that it was not given.
+
+Nearly every request is right, and that is found out in one go (`plain.py`); the field parsers here then
+have nothing to do. They judge what is left: whatever is wrong, and what is right in an unusual way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from tokensvc.errors import FieldError, InvalidRequestError
 from tokensvc.tokens.arn import StageArn
@@ -28,9 +33,12 @@ from tokensvc.tokens.fields import (
     unknown_field,
 )
 from tokensvc.tokens.limits import CAPABILITIES, DEFAULT_DURATION_MINUTES, MAX_DURATION_MINUTES
+from tokensvc.tokens.plain import NO_DEFAULTS, PlainFields, plain_fields, plainly_wanted
 
 __all__ = [
+    "NOTHING",
     "TOKEN_REQUEST_FIELDS",
+    "Defaults",
     "complete",
     "parse_defaults",
     "parse_token_request",
@@ -48,12 +56,23 @@ TOKEN_REQUEST_FIELDS = (
 )
 
 
+class Defaults(msgspec.Struct, frozen=True):
+    """Fields of a batch that stand in where an item has none: as they came, and as they were read."""
+
+    fields: Mapping[str, object]
+    plain: PlainFields | None
+    """None where they are right in an unusual way."""
+
+
+NOTHING: Final = Defaults({}, NO_DEFAULTS)
+
+
 def parse_wanted_token(
     body: object,
     *,
     regions: Collection[str],
     max_duration: int = MAX_DURATION_MINUTES,
-    defaults: Mapping[str, object] | None = None,
+    defaults: Defaults = NOTHING,
 ) -> WantedToken:
     """Parse one token request; what it leaves out stays open for a policy to fill in.
 
@@ -62,12 +81,17 @@ def parse_wanted_token(
 
     Raises InvalidRequestError with one entry in `errors` for every bad field.
     """
+    found = plain_fields(body)
+    if found is not None and defaults.plain is not None:
+        wanted = plainly_wanted(found, defaults.plain, regions, max_duration)
+        if wanted is not None:
+            return wanted
     if type(body) is not dict:
         raise InvalidRequestError(
             f"The request must be a JSON object, not {json_type(body)}.",
             errors=(FieldError("", "type", "must be a JSON object"),),
         )
-    fields = body if defaults is None else _merge(body, defaults)
+    fields = _merge(body, defaults.fields) if defaults.fields else body
     errors: list[FieldError] = []
     values = _parse_fields(fields, regions, max_duration, errors)
     if "stageArn" not in values and not any(error.field == "stageArn" for error in errors):
@@ -90,7 +114,7 @@ def parse_token_request(
     *,
     regions: Collection[str],
     max_duration: int = MAX_DURATION_MINUTES,
-    defaults: Mapping[str, object] | None = None,
+    defaults: Defaults = NOTHING,
 ) -> TokenRequest:
     """Parse one token request that no policy looks at; it cannot name a role.
 
@@ -119,13 +143,13 @@ def complete(wanted: WantedToken, max_duration: int = MAX_DURATION_MINUTES) -> T
 
 def parse_defaults(
     body: object, *, regions: Collection[str], max_duration: int = MAX_DURATION_MINUTES
-) -> Mapping[str, object]:
+) -> Defaults:
     """Check a batch's `defaults` once, for the whole batch, and return them.
 
     Raises InvalidRequestError whose fields begin with `defaults`.
     """
     if body is None:
-        return {}
+        return NOTHING
     if type(body) is not dict:
         raise invalid_fields([FieldError("defaults", "type", "must be a JSON object")])
     errors: list[FieldError] = []
@@ -134,7 +158,7 @@ def parse_defaults(
         raise invalid_fields(
             [FieldError(f"defaults.{e.field}", e.code, e.detail, e.limit) for e in errors]
         )
-    return body
+    return Defaults(body, plain_fields(body))
 
 
 def _merge(body: dict[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
