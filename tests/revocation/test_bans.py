@@ -160,6 +160,29 @@ class SlowSource:
         return BanChanges((), after, complete=True)
 
 
+async def test_a_clock_that_was_ahead_and_is_set_back_has_forgotten_no_ban(replica, time):
+    await replica.revocations.ban(user_id="alice", until=NOW + 3600, caller_id=None)
+    await replica.revocations.ban(user_id="bob", until=NOW + 60, caller_id=None)
+    time.now = NOW + 7200
+    await replica.bans.refresh()
+    assert admitted(replica), "by this clock the ban is over"
+    time.now = NOW + 120
+    with capture_logs() as logs:
+        for _ in range(3):
+            await replica.bans.refresh()
+    assert not admitted(replica)
+    assert admitted(replica, "bob"), "it ended by this clock, too"
+    assert [entry["event"] for entry in logs] == ["clock_set_back"], "read anew once"
+
+
+async def test_a_clock_that_is_set_back_does_not_make_an_old_list_young(replica, time):
+    time.now = NOW - 3600
+    with pytest.raises(StoreUnavailableError):
+        replica.bans.admit(STAGE_TEXT, "alice")
+    await replica.bans.refresh()
+    assert admitted(replica)
+
+
 async def test_a_ban_that_is_answered_while_all_are_read_anew_is_not_lost(time):
     source = SlowSource()
     bans = BanList(source, time)

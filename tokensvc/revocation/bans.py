@@ -8,7 +8,8 @@ row is committed, just before its token leaves; a token signed in between is fou
 second sweep.
 
 While the store does not answer, the list stays as it is, up to `max_age`; then nobody is admitted,
-since a ban may be missing. (With a durable ledger nothing could be issued then anyway.)
+since a ban may be missing. (With a durable ledger nothing could be issued then anyway.) A clock that
+was ahead and is set back has forgotten bans that stand: then all are read anew.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class BanList:
         self._read_at = -math.inf
         self._refreshing = asyncio.Lock()
         self._reloading: BanList | None = None
+        self._forgotten_until = -math.inf
 
     def check(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None, now: float
@@ -137,7 +139,8 @@ class BanList:
     ) -> None:
         """Raise BannedError if a ban stands; StoreUnavailableError if the list is missing or too old."""
         now = self._clock()
-        if self._version is None or now - self._read_at > self._max_age:
+        # A clock that was set back does not make an old list a young one.
+        if self._version is None or abs(now - self._read_at) > self._max_age:
             raise StoreUnavailableError(
                 "The bans are not known to be complete.", retry_after=1.0, age=self.age()
             )
@@ -171,6 +174,9 @@ class BanList:
             version = await self._source.version()
             if self._version is not None and version < self._version:
                 _log.warning("bans_went_back", known=self._version, stored=version)
+                await self._read_all(version)
+            elif started < self._forgotten_until:
+                _log.warning("clock_set_back", bans_end=self._forgotten_until, now=started)
                 await self._read_all(version)
             elif version != self._version:
                 await self._read(after=self._version or 0)
@@ -231,7 +237,7 @@ class BanList:
         finally:
             self._reloading = None
         self._bans, self._by_key, self._ends = fresh._bans, fresh._by_key, fresh._ends
-        self._version = version
+        self._version, self._forgotten_until = version, -math.inf
 
     def _add(self, ban: Ban) -> None:
         key = _key(ban)
@@ -258,6 +264,8 @@ class BanList:
             ban = self._bans.get(ban_id)
             if ban is not None and not ban.holds(now):
                 self._remove(ban)
+                if ban.lifted_at is None:
+                    self._forgotten_until = max(self._forgotten_until, ban.end)
 
 
 def _key(ban: Ban) -> _Key:
