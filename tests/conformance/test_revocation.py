@@ -276,7 +276,15 @@ async def test_a_lease_has_one_holder_and_its_fence_grows(engine, replica, secon
     await leases[1].give_back(lease, free_at=NOW + 15)
     assert await leases[1].take("work", "x", seconds=10, now=NOW + 16) is None
     await leases[0].give_back(second, free_at=NOW + 16)
-    assert (await leases[1].take("work", "x", seconds=10, now=NOW + 16)).fence == 3
+    third = await leases[1].take("work", "x", seconds=10, now=NOW + 16)
+    assert third.fence == 3
+    # A clock that is hours behind the holder's, or ahead: the fence says whose it is.
+    assert await leases[0].still_held(third)
+    assert not await leases[0].still_held(second)
+    fourth = await leases[0].take("work", "late", seconds=10, now=NOW - 3600)
+    assert fourth.fence == 4
+    assert not await leases[1].still_held(third)
+    assert await leases[1].take("work", "x", seconds=10, now=NOW - 3600 - 40) is None
 
 
 async def test_the_whole_way_of_a_kick(replica, other, ivs):

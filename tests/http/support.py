@@ -208,6 +208,8 @@ class Service:
     ivs: FakeIvs
     sleeper: Sleeper = field(default_factory=Sleeper)
     now: float = NOW
+    ahead: float = 0.0
+    """Of the host's clock, in seconds; the monotonic one goes right."""
     api_keys: dict[str, str] = field(default_factory=dict)
     app: Edge | None = None
     client: httpx.AsyncClient | None = None
@@ -331,7 +333,7 @@ async def running(service: Service) -> AsyncIterator[Service]:
     """Run the application's lifespan around the body, as a server does."""
     app = create_app(
         service.settings,
-        clock=lambda: service.now,
+        clock=lambda: service.now + service.ahead,
         gateway=service.ivs,
         sleep=service.sleeper.sleep,
         monotonic=lambda: service.now,

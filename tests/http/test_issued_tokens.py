@@ -122,3 +122,26 @@ async def test_what_the_database_does_not_record_is_not_handed_out_and_readiness
     assert await ledger() == (200, True)
     await service.mint()
     assert len(await listed(service)) == 1
+
+
+async def test_a_clock_that_leaps_deletes_no_row_and_no_ban(service: Service):
+    living = (await service.mint(userId="ana"))["participantId"]
+    made = (await service.post("/v1/bans", {"userId": "ben", "duration": 3600})).json()
+    service.ahead = 30 * 86_400.0
+    await service.sleeper.wake(60.0)
+    service.ahead = 0.0
+    await service.sleeper.wake(60.0)
+    assert await listed(service) == [living]
+    assert (await service.get(f"/v1/bans/{made['banId']}")).status_code == 200
+
+
+async def test_what_has_expired_by_a_clock_that_is_believed_is_deleted(service: Service):
+    await service.mint(userId="ana", duration=1)
+    made = (await service.post("/v1/bans", {"userId": "ben", "duration": 60})).json()
+    service.now += 2 * 86_400.0
+    await service.sleeper.wake(60.0)
+    await service.sleeper.wake_copies()
+    service.now -= 2 * 86_400.0
+    await service.sleeper.wake_copies()
+    assert await listed(service) == []
+    problem_in(await service.get(f"/v1/bans/{made['banId']}"), 404, "not_found")

@@ -128,6 +128,9 @@ class Replica:
         self, engine: AsyncEngine, ivs: IvsModel, time: VirtualTime, *, seed: int = 0
     ) -> None:
         self.time = time
+        self.clock_is_right = True
+        self.clock_ahead = 0.0
+        """Of this process alone, against all others' and IVS's; the monotonic one goes right."""
         self.transactions = open_transactions(engine)
         self.ledger = Ledger(engine)
         self.ban_store = BanStore(engine, self.transactions, time)
@@ -155,7 +158,11 @@ class Replica:
             bans=self.bans,
             gateway=ivs,
             times=WorkerTimes(
-                clock=time, monotonic=time, sleep=time.sleep, luck=random.Random(seed).random
+                clock=lambda: time() + self.clock_ahead,
+                monotonic=time,
+                sleep=time.sleep,
+                luck=random.Random(seed).random,
+                clock_is_right=lambda: self.clock_is_right,
             ),
         )
 

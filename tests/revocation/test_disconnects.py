@@ -6,6 +6,7 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE
 from tokensvc.errors import (
@@ -17,7 +18,12 @@ from tokensvc.errors import (
 )
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
-from tokensvc.revocation.worker import LEASE_SECONDS, SETTLE_SECONDS
+from tokensvc.revocation.worker import (
+    HANDOVER_SECONDS,
+    LEASE_SECONDS,
+    REPAIR_SECONDS,
+    SETTLE_SECONDS,
+)
 
 ASK_ALICE = DisconnectAsk.of_user(STAGE, "alice")
 
@@ -385,6 +391,50 @@ async def test_a_holder_that_was_suspended_does_not_work_on(replica, other, ivs)
     assert ivs.calls == []
     await other.worker.call()
     assert len(ivs.calls) == 1
+
+
+async def test_a_holder_whose_clock_was_set_back_does_not_double_the_rate(replica, other, ivs):
+    for number in range(20):
+        ivs.join(STAGE, f"p{number}")
+    await replica.work()
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.worker.sweep()
+    replica.clock_ahead = -3600.0
+    await replica.worker.keep_lease()
+    await other.worker.keep_lease()
+    replica.time.now += HANDOVER_SECONDS
+    # By its own clock the first one's lease is far from over, and it has not looked again yet.
+    await asyncio.gather(replica.worker.call(), other.worker.call(), replica.worker.call())
+    assert ivs.busiest_second() <= 5
+    assert len(ivs.calls) == 10, "only the second one works"
+
+
+async def test_a_lease_of_a_clock_that_was_far_ahead_stops_nobody(replica, other, ivs):
+    ivs.join(STAGE, "p1")
+    await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+    replica.clock_ahead = 86_400.0
+    await replica.worker.keep_lease()
+    await other.work(rounds=3)
+    assert ivs.revoked == {"p1"}
+    assert await replica.worker.call() is False or len(ivs.calls) == 1
+
+
+async def test_nothing_is_given_up_by_a_clock_that_is_not_believed(replica, ivs, time):
+    await replica.issue("p1")
+    await replica.issue("p2", "bob")
+    await kick(replica, DisconnectAsk.of_user(STAGE, "alice", ban=7200))
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    replica.clock_ahead, replica.clock_is_right = 30 * 86_400.0, False
+    await replica.work(rounds=8)
+    assert not (await replica.revocations.progress(accepted.disconnect_id)).done
+    # Put right, it goes on at once, and not in a month.
+    replica.clock_ahead, replica.clock_is_right = 0.0, True
+    time.now += REPAIR_SECONDS
+    ivs.first_joins |= dict.fromkeys(("p1", "p2"), NOW)
+    with capture_logs() as logs:
+        await replica.work(rounds=60)
+    assert ivs.revoked == {"p1", "p2"}
+    assert "disconnects_brought_forward" in [entry["event"] for entry in logs]
 
 
 async def test_a_worker_that_stops_lets_the_next_one_in_after_a_second(replica, other, ivs):

@@ -148,6 +148,15 @@ def create_app(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
         )
 
+        async def sweep() -> None:
+            # What a wrong clock takes for expired may be alive.
+            if parts.clock_watch.is_right():
+                await janitor.sweep()
+
+        async def tidy() -> None:
+            if parts.clock_watch.is_right():
+                await parts.desk.revocations.tidy()
+
         async def follow() -> None:
             await parts.ring.refresh()
             watch.note_signing()
@@ -163,8 +172,6 @@ def create_app(
             parts.callers.run(settings.caller_refresh, parts.changes.sleep_for("callers")),
             parts.desk.bans.run(parts.changes.sleep_for("bans")),
             *(worker.run() for worker in parts.desk.workers),
-            every(SWEEP_SECONDS, janitor.sweep, name="ledger janitor", sleep=sleep),
-            every(TIDY_SECONDS, parts.desk.revocations.tidy, name="revocations", sleep=sleep),
             every(LOOK_SECONDS, issued.look, name="disconnect queue", sleep=sleep),
             every(CANARY_SECONDS, readiness.sign_canaries, name="canary", sleep=sleep),
         ]
@@ -193,6 +200,11 @@ def create_app(
                 sleep=sleep,
             )
             background.append(loop.run())
+            # Where the keys are looked after, AWS's time is heard of every few seconds.
+            background += [
+                every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
+                every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
+            ]
         async with running(background):
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)

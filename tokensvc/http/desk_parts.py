@@ -47,6 +47,7 @@ class DeskBasis:
     clock: Callable[[], float]
     monotonic: Callable[[], float]
     sleep: Sleep
+    clock_is_right: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,11 @@ def _workers(
     leases = LeaseStore(basis.engine, basis.transactions)
     holder = secrets.token_hex(8)
     times = WorkerTimes(
-        clock=basis.clock, monotonic=basis.monotonic, sleep=basis.sleep, luck=random.random
+        clock=basis.clock,
+        monotonic=basis.monotonic,
+        sleep=basis.sleep,
+        luck=random.random,
+        clock_is_right=basis.clock_is_right,
     )
     return tuple(
         DisconnectWorker(

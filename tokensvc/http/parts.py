@@ -29,6 +29,7 @@ from tokensvc.ivs.boto import BotoIvsGateway
 from tokensvc.ivs.budgets import CallBudgets
 from tokensvc.ivs.clients import ClientSettings
 from tokensvc.ivs.clock_drift import ClockDrift
+from tokensvc.ivs.clock_watch import ClockWatch
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.ivs.stages import StageEndpointCache
 from tokensvc.keyring import (
@@ -50,6 +51,7 @@ from tokensvc.telemetry.audit import Audit
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
 
 _CLOSE_SECONDS: Final = 10.0
+_SMALLEST_LEAP_SECONDS: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +71,7 @@ class Parts:
     sealers: Sealers
     gateway: IvsGateway
     drift: ClockDrift
+    clock_watch: ClockWatch
     manager: RingManager
     ring: RingFollower
     keys: KeyOperations
@@ -114,6 +117,9 @@ async def open_parts(
     regions = settings.require_regions()
     policy = rotation_policy(settings)
     drift = ClockDrift(clock)
+    watch = ClockWatch(
+        drift, monotonic=monotonic, limit=max(settings.clock_skew, _SMALLEST_LEAP_SECONDS)
+    )
     async with AsyncExitStack() as closing:
         engine = open_database(settings)
         closing.push_async_callback(_close, "store", engine.dispose)
@@ -173,6 +179,7 @@ async def open_parts(
                 clock=clock,
                 monotonic=monotonic,
                 sleep=sleep,
+                clock_is_right=watch.is_right,
             ),
         )
         await ring.refresh()
@@ -194,6 +201,7 @@ async def open_parts(
             sealers=sealers,
             gateway=gateway,
             drift=drift,
+            clock_watch=watch,
             manager=manager,
             ring=ring,
             keys=KeyOperations(

@@ -72,6 +72,10 @@ class ClockDrift:
         """Return the last reading of a Region; None before the first answer."""
         return self._readings.get(region)
 
+    def readings(self) -> frozenset[ClockReading]:
+        """Return the last reading of every Region."""
+        return frozenset([*self._readings.values()])
+
     def offsets(self) -> dict[str, float]:
         """Return by how many seconds the host was ahead of AWS at each Region's last reading."""
         return {found.region: found.offset_seconds for found in [*self._readings.values()]}

@@ -203,6 +203,17 @@ class DisconnectStore:
         )
         await self._transactions.run("note sweep", lambda connection: connection.execute(statement))
 
+    async def sweep_again(self, request: Disconnect, *, at: float) -> None:
+        """Note that a sweep cannot be relied on, and when the next is due."""
+        statement = (
+            update(disconnects)
+            .where(disconnects.c.disconnect_id == request.disconnect_id)
+            .values(next_sweep_at=at)
+        )
+        await self._transactions.run(
+            "put sweep off", lambda connection: connection.execute(statement)
+        )
+
     async def due_calls(self, region: str, now: float, limit: int) -> list[DueCall]:
         """Return calls to make now, best first; a share of them from among those that wait."""
         waiting = max(1, round(limit * WAITING_SHARE))
@@ -220,6 +231,26 @@ class DisconnectStore:
         last = await self._all(due.where(calls.c.rank == WAITING).limit(room))
         found = first[: limit - len(last)] + last
         return [DueCall(*tuple(row)) for row in found]
+
+    async def bring_forward(self, region: str, *, after: float, to: float) -> int:
+        """Make due at `to` what is put off beyond `after`, Unix seconds; return how much that was."""
+        late_calls = (
+            update(calls)
+            .where(calls.c.region == region, calls.c.state == "pending")
+            .where(calls.c.next_attempt_at > after)
+            .values(next_attempt_at=to)
+        )
+        late_sweeps = (
+            update(disconnects)
+            .where(disconnects.c.region == region, disconnects.c.next_sweep_at > after)
+            .values(next_sweep_at=to)
+        )
+        return await self._transactions.run(
+            "bring disconnects forward",
+            lambda connection: sum(
+                connection.execute(statement).rowcount for statement in (late_calls, late_sweeps)
+            ),
+        )
 
     async def settle(
         self, call: DueCall, state: CallState, *, attempts: int, error: str | None, now: float

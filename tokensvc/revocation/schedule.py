@@ -7,6 +7,7 @@ from typing import Final
 
 __all__ = [
     "CALLS_PER_SECOND",
+    "LONGEST_RETRY_SECONDS",
     "SESSION_SECONDS",
     "SPACING_SECONDS",
     "given_up_at",

@@ -1,9 +1,10 @@
 """The worker of one Region: turns stored disconnects into calls to IVS, at IVS's pace.
 
 Of all processes only the holder of the Region's lease works, and it begins a call every 205 ms at
-most, so the quota of 5 a second is kept however many replicas there are. A new holder waits a second
-before its first call. Whatever a process was doing when it died is done again by the next holder:
-looking for whom a request means and disconnecting somebody may both be repeated.
+most, so the quota of 5 a second is kept however many replicas there are. It asks before each call
+whether the lease is still its own, and a new holder waits a second before its first call. Whatever a
+process was doing when it died is done again by the next holder: looking for whom a request means and
+disconnecting somebody may both be repeated.
 
 Three loops: one keeps the lease, one sweeps, one calls. A sweep asks IVS who is connected and the
 ledger what was issued, and adds calls. Where a ban stands there is a second sweep after
@@ -13,6 +14,7 @@ ledger what was issued, and adds calls. Where a ban stands there is a second swe
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,12 +44,13 @@ from tokensvc.revocation.disconnect_store import (
 )
 from tokensvc.revocation.disconnects import CallState, Disconnect
 from tokensvc.revocation.schedule import (
+    LONGEST_RETRY_SECONDS,
     SESSION_SECONDS,
     SPACING_SECONDS,
     given_up_at,
     retry_delay,
 )
-from tokensvc.store.leases import Lease, LeaseStore
+from tokensvc.store.leases import CLOCKS_APART_SECONDS, Lease, LeaseStore
 from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = ["SETTLE_SECONDS", "DisconnectGateway", "DisconnectWorker"]
@@ -61,6 +64,9 @@ IDLE_SECONDS: Final = 0.5
 """How soon a request that another replica stored is seen."""
 
 RESWEEP_SECONDS: Final = 30.0
+
+REPAIR_SECONDS: Final = 60.0
+"""Between two looks for times that only a clock that was ahead can have written."""
 
 SETTLE_SECONDS: Final = MAX_RECORD_SECONDS + 5.0
 """After a ban: 1 s until all replicas see it, what a mint under way may take, and a margin."""
@@ -97,12 +103,14 @@ class WorkerTimes:
     """Where a worker's time comes from.
 
     `clock`: Unix seconds. `monotonic`: seconds of a clock that never steps, for the pace. `luck`: 0 to 1.
+    `clock_is_right` says whether `clock` may be believed; while not, nothing is given up by it.
     """
 
     clock: Callable[[], float]
     monotonic: Callable[[], float]
     sleep: Callable[[float], Awaitable[object]]
     luck: Callable[[], float]
+    clock_is_right: Callable[[], bool]
 
 
 class DisconnectWorker:
@@ -130,6 +138,7 @@ class DisconnectWorker:
         self._times = times
         self._lease: Lease | None = None
         self._next_call_at = 0.0
+        self._repair_at = -math.inf
         self._line = asyncio.Lock()
         self._woken = asyncio.Event()
         self._counts: Counter[str] = Counter()
@@ -166,7 +175,20 @@ class DisconnectWorker:
             if self._lease is not None:
                 self._next_call_at = self._times.monotonic() + HANDOVER_SECONDS
                 _log.info("disconnect_lease_taken", region=self._region, fence=self._lease.fence)
+        await self._repair_times(now)
         return False
+
+    async def _repair_times(self, now: float) -> None:
+        """Bring forward what a clock that was ahead has put off for longer than anybody here does."""
+        if not self._may_work() or not self._times.clock_is_right():
+            return
+        if self._times.monotonic() < self._repair_at:
+            return
+        self._repair_at = self._times.monotonic() + REPAIR_SECONDS
+        latest = now + LONGEST_RETRY_SECONDS + CLOCKS_APART_SECONDS
+        brought = await self._store.bring_forward(self._region, after=latest, to=now)
+        if brought:
+            _log.warning("disconnects_brought_forward", region=self._region, count=brought)
 
     async def sweep(self) -> bool:
         """Find out whom the requests that are due mean; tell whether there were any."""
@@ -200,6 +222,8 @@ class DisconnectWorker:
         An expired token may have been joined with just before, so one last call is made for it; not so
         where it is one of many, since then the sweeps find whoever is connected.
         """
+        if not self._times.clock_is_right():
+            return False
         now = self._times.clock()
         return now >= (call.exp if call.rank == ISSUED else given_up_at(call.exp))
 
@@ -208,7 +232,9 @@ class DisconnectWorker:
         async with self._line:
             while (wait := self._next_call_at - self._times.monotonic()) > 0:
                 await self._times.sleep(wait)
-            if not self._may_work():
+            # Asked now and not by the clock: two holders at once would double the rate.
+            lease = self._lease
+            if lease is None or not self._may_work() or not await self._leases.still_held(lease):
                 return False
             self._next_call_at = self._times.monotonic() + SPACING_SECONDS
             return True
@@ -235,6 +261,11 @@ class DisconnectWorker:
             await self._enqueue_issued(request, connected)
         if error is not None:
             raise error
+        if not self._times.clock_is_right():
+            # What such a clock takes for expired was not looked at.
+            again = self._times.clock() + RESWEEP_SECONDS
+            await self._store.sweep_again(request, at=again)
+            return
         await self._store.swept(request, next_sweep_at=await self._next_sweep(request))
 
     async def _next_sweep(self, request: Disconnect) -> float | None:
@@ -306,7 +337,7 @@ class DisconnectWorker:
         )
         delay = retry_delay(request.failed_sweeps + 1, self._times.luck())
         # After a day nobody can still be connected whom this request meant.
-        gone = now > request.created_at + SESSION_SECONDS
+        gone = now > request.created_at + SESSION_SECONDS and self._times.clock_is_right()
         await self._store.swept(request, next_sweep_at=None if gone else now + delay, error=code)
 
     # --- calls ------------------------------------------------------------------------------------
@@ -366,6 +397,10 @@ class DisconnectWorker:
 
     async def _not_connected(self, call: DueCall, attempts: int, error: IvsNotFoundError) -> None:
         """IVS knows no such participant, which does not mean that its token is revoked."""
+        if not self._times.clock_is_right():
+            # Neither the ban nor the token has ended by a clock that is not believed.
+            await self._put_off(call, attempts, "not_connected", waiting=True)
+            return
         # The ban may have been made a moment ago on another replica, together with this request.
         await self._bans.refresh()
         now = self._times.clock()

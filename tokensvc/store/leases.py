@@ -1,8 +1,10 @@
 """Leases: work that one process at a time may do, by compare-and-swap.
 
 A lease is held until its end, unless it is renewed. Whoever holds one stops `SAFETY_SECONDS` before the
-end, and nobody takes it before the end, so two processes whose clocks differ by less than that, and by
-less than what the last piece of work still takes, never work at the same time.
+end, and nobody takes it before the end. Clocks may disagree all the same, so whoever must never work
+beside another asks `still_held` before each piece of work, and lets a moment pass before its first: the
+fence decides, and no clock. An end that is further away than any lease lasts was written by a clock
+that was ahead, and keeps nobody out.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import leases
 from tokensvc.store.transactions import Transactions, insert_absent
 
-__all__ = ["SAFETY_SECONDS", "Lease", "LeaseStore"]
+__all__ = ["CLOCKS_APART_SECONDS", "SAFETY_SECONDS", "Lease", "LeaseStore"]
 
 SAFETY_SECONDS: Final = 5.0
+CLOCKS_APART_SECONDS: Final = 60.0
+"""How far the clocks of two replicas may be apart before a lease of one is none to the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,13 @@ class LeaseStore:
 
         `holder` is a random name of one process run. `seconds` exceeds SAFETY_SECONDS.
         """
+        latest = now + seconds + CLOCKS_APART_SECONDS
         # A read first, so that those who wait write nothing.
         with store_faults("read lease"):
             async with self._engine.connect() as connection:
                 query = select(leases.c.expires_at).where(leases.c.name == name)
                 expires_at = (await connection.execute(query)).scalar()
-        if expires_at is not None and expires_at > now:
+        if expires_at is not None and now < expires_at <= latest:
             return None
 
         def work(connection: Connection) -> Lease | None:
@@ -61,7 +66,10 @@ class LeaseStore:
             insert_absent(connection, leases, [nobody])
             swap = (
                 update(leases)
-                .where(leases.c.name == name, leases.c.expires_at <= now)
+                .where(
+                    leases.c.name == name,
+                    or_(leases.c.expires_at <= now, leases.c.expires_at > latest),
+                )
                 .values(holder=holder, fence=leases.c.fence + 1, expires_at=now + seconds)
                 .returning(leases.c.fence)
             )
@@ -69,6 +77,16 @@ class LeaseStore:
             return None if fence is None else Lease(name, holder, fence, now + seconds)
 
         return await self._transactions.run("take lease", work)
+
+    async def still_held(self, lease: Lease) -> bool:
+        """Tell whether nobody has taken the lease since, whatever the clocks say."""
+        query = select(leases.c.fence).where(
+            leases.c.name == lease.name, leases.c.holder == lease.holder
+        )
+        with store_faults("read lease"):
+            async with self._engine.connect() as connection:
+                fence = (await connection.execute(query)).scalar()
+        return fence is not None and int(fence) == lease.fence
 
     async def renew(self, lease: Lease, *, seconds: float, now: float) -> Lease | None:
         """Return the lease prolonged, or None where it has another holder by now."""
