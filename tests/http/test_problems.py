@@ -30,7 +30,7 @@ async def test_a_bug_is_an_answer_and_not_a_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("the inner secret")
 
-    monkeypatch.setattr("tokensvc.http.token_routes.decode_json", broken)
+    monkeypatch.setattr("tokensvc.http.token_routes.read_wanted_token", broken)
     answer = await service.post("/v1/tokens", MINT)
     problem_in(answer, 500, "internal")
     assert "secret" not in answer.text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tokensvc.telemetry.counting import LoopHistogram
 from tokensvc.telemetry.metrics import Metrics
 
 
@@ -88,3 +90,20 @@ def test_circuits_and_clocks_are_reported_by_region() -> None:
     name = "tokensvc_fallback_circuit_open"
     assert [value(name, r) for r in ("eu-west-1", "us-east-1", "us-west-2")] == [0, 1, 1]
     assert value("tokensvc_clock_offset_seconds", "eu-west-1") == -2.5
+
+
+def test_a_histogram_counts_what_is_at_most_its_bounds():
+    registry = CollectorRegistry(auto_describe=False)
+    counted = LoopHistogram("seconds", "Of a test.", (0.5, 1.0))
+    plain = Histogram("plain", "Of a test.", buckets=(0.5, 1.0), registry=registry)
+    registry.register(counted)
+    for figure in (0.1, 0.5, 0.75, 1.0, 7.0):
+        counted.observe(figure)
+        plain.observe(figure)
+    lines = [
+        line for line in generate_latest(registry).decode().splitlines() if "_created" not in line
+    ]
+    ours = [line for line in lines if "seconds" in line]
+    theirs = [line.replace("plain", "seconds") for line in lines if "plain" in line]
+    assert ours == theirs
+    assert len(ours) == 7

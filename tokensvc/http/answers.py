@@ -46,13 +46,16 @@ class Answer(ASGIResponse):
 
     def head_to_send(self) -> bytes:
         """Return the lines of `headers_to_send` as HTTP/1.1 has them."""
-        lines = [b"content-type: %b\r\ncontent-length: %d\r\n" % (self.media, len(self.body))]
-        lines += [b"%b: %b\r\n" % pair for pair in self._encoded_fields()]
-        return b"".join(lines) if len(lines) > 1 else lines[0]
+        line = b"content-type: %b\r\ncontent-length: %d\r\n" % (self.media, len(self.body))
+        if not self.fields:
+            return line
+        return line + b"".join([b"%b: %b\r\n" % pair for pair in self._encoded_fields()])
 
     def closes_connection(self) -> bool:
         """Tell whether the answer says `Connection: close`."""
-        return any(pair == (b"connection", b"close") for pair in self._encoded_fields())
+        return bool(self.fields) and any(
+            pair == (b"connection", b"close") for pair in self._encoded_fields()
+        )
 
     def _encoded_fields(self) -> list[tuple[bytes, bytes]]:
         return [

@@ -51,7 +51,13 @@ async def read_json_body(
     Raises UnsupportedMediaTypeError, BodyTooLargeError, RequestTimeoutError, and InvalidRequestError
     where the client went away in the middle.
     """
-    _check_content_type(facts_of(request.scope).headers.get(b"content-type", b""))
+    facts = facts_of(request.scope)
+    content_type = facts.headers.get(b"content-type", b"")
+    if content_type != b"application/json":
+        _check_content_type(content_type)
+    body = facts.body
+    if body is not None and len(body) <= limit:
+        return body
     return await _read(request, limit, seconds)
 
 
@@ -152,8 +158,6 @@ def batch_decoder(max_items: int) -> Callable[[bytes], BatchBody]:
 
 
 def _check_content_type(value: bytes) -> None:
-    if value == b"application/json":
-        return
     media_type, *parameters = (part.strip() for part in value.decode("latin-1").lower().split(";"))
     if media_type != "application/json" or any(
         parameter not in ("charset=utf-8", 'charset="utf-8"') for parameter in parameters

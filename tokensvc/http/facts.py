@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from litestar.types import HTTPScope, Scope
 
 from tokensvc.tokens.ids import IdSource
 
-__all__ = ["Issued", "RequestFacts", "facts_of", "keep_facts"]
+__all__ = ["FACTS_KEY", "Issued", "RequestFacts", "facts_of", "keep_facts"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _WANTED: Final = frozenset(
     {b"authorization", b"content-type", b"content-length", b"idempotency-key", b"x-request-id"}
 )
 _new_request_id: Final = IdSource(b"0123456789abcdef", 0, 20).new
-_SCOPE_KEY: Final = "tokensvc.facts"
+FACTS_KEY: Final = "tokensvc.facts"
+"""Where a scope has its facts."""
 
 Issued: TypeAlias = tuple[str | None, str | None, str]
 
@@ -76,9 +77,10 @@ class RequestFacts:
 
 def keep_facts(scope: HTTPScope, facts: RequestFacts) -> None:
     """Put `facts` where `facts_of` finds them."""
-    cast("dict[str, Any]", scope)[_SCOPE_KEY] = facts
+    scope[FACTS_KEY] = facts  # type: ignore[typeddict-unknown-key]
 
 
 def facts_of(scope: Scope) -> RequestFacts:
     """Return the facts of the request that `scope` belongs to."""
-    return cast("RequestFacts", cast("dict[str, Any]", scope)[_SCOPE_KEY])
+    facts: RequestFacts = scope[FACTS_KEY]  # type: ignore[typeddict-item]
+    return facts

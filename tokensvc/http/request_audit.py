@@ -45,12 +45,17 @@ class RequestAudit:
 
     def note(self, method: str, route: str, facts: RequestFacts) -> None:
         """Record what a request has done, or was refused to do."""
+        if self._audit.lines is None:
+            return
         outcome = facts.code or _DONE
-        if method == "POST" and route in MINTS:
-            found = facts.issued or {(facts.stage_arn, facts.key_arn, outcome): 1}
-            for (stage_arn, key_arn, result), count in found.items():
-                group = MintGroup(MINTS[route], facts.caller_id, stage_arn, key_arn, result)
-                self._audit.minted(group, count)
+        if method == "POST" and (minting := MINTS.get(route)) is not None:
+            caller = facts.caller_id
+            if not facts.issued:
+                group = MintGroup(minting, caller, facts.stage_arn, facts.key_arn, outcome)
+                self._audit.minted(group)
+                return
+            for (stage_arn, key_arn, result), count in facts.issued.items():
+                self._audit.minted(MintGroup(minting, caller, stage_arn, key_arn, result), count)
         elif (action := ACTIONS.get((method, route))) is not None:
             self._audit.action(action, who=facts.caller_id, outcome=outcome, **(facts.about or {}))
 

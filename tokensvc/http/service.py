@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from litestar import Request
 from litestar.datastructures import State
@@ -117,7 +117,8 @@ def install(state: State, service: Service | None) -> None:
 def service_of(request: Request[Any, Any, Any]) -> Service:
     """Return the service that answers `request`."""
     kept = request.scope.get(SERVICE_KEY)
-    return cast("Service", request.app.state.service if kept is None else kept)
+    service: Service = request.app.state.service if kept is None else kept  # type: ignore[assignment]
+    return service
 
 
 async def authorize(

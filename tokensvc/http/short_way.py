@@ -16,7 +16,7 @@ from litestar import Litestar, Request
 from litestar.types import HTTPScope
 
 from tokensvc.http.answers import Answer
-from tokensvc.http.facts import RequestFacts, keep_facts
+from tokensvc.http.facts import FACTS_KEY, RequestFacts
 from tokensvc.http.problems import problem_answer
 from tokensvc.http.service import SERVICE_KEY, Service
 
@@ -28,30 +28,29 @@ Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
 class ShortWay:
     """The handler of one route, ready to be called; `path` is the route's template and has no parameter."""
 
-    __slots__ = ("_app", "_handler", "_service", "method", "path", "url", "verb")
+    __slots__ = ("_handler", "_scope", "method", "path", "url", "verb")
 
     def __init__(
         self, app: Litestar, service: Service, method: str, path: str, handler: Handler
     ) -> None:
         """Take `handler` as `app` has it registered under `method` and `path`."""
-        self._service = service
         self.method: Final = method
         self.path: Final = path
         self.verb: Final = method.encode("ascii")
         self.url: Final = path.encode("ascii")
-        self._app = app
         self._handler = handler
+        # All of a request's scope that is the same for each.
+        self._scope: Final = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "litestar_app": app,
+            SERVICE_KEY: service,
+        }
 
     async def answer(self, facts: RequestFacts) -> Answer:
         """Return what the handler answers to a request whose `facts` have its body."""
-        scope: Any = {
-            "type": "http",
-            "method": self.method,
-            "path": self.path,
-            "litestar_app": self._app,
-            SERVICE_KEY: self._service,
-        }
-        keep_facts(scope, facts)
+        scope: Any = {**self._scope, FACTS_KEY: facts}
         request = _HandlersRequest(scope)
         try:
             return await self._handler(request)

@@ -122,43 +122,49 @@ class TokenIssuer:
         StoreUnavailableError where the ledger does not take the row.
         """
         draft = await self.draft(request, caller_id)
-        await self.record([draft])
+        await self._ledger.record((draft.row,))
         self.admit(request, draft.token.participant_id)
         return draft.token
 
     async def draft(self, request: TokenRequest, caller_id: str | None) -> Draft:
         """Make the token of one request; raises as `issue` does, the ledger apart."""
         self.admit(request)
-        if self.signs(request):
+        if self.signer_of(request) is not None:
             endpoints = await self._endpoints.get(request.stage)
             # The key may have gone while IVS was asked, so it is looked up again.
-            if self.signs(request):
-                return self.sign(request, endpoints, caller_id)
+            key = self.signer_of(request)
+            if key is not None:
+                return signed_here(request, endpoints, self.times(request), key, caller_id)
         return await self.ask_ivs(request, caller_id)
 
     def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
         """Refuse a request that must not be answered; raises BannedError."""
-        self._admit(str(request.stage), request.user_id, participant_id)
+        self._admit(request.stage.text, request.user_id, participant_id)
 
     def signs(self, request: TokenRequest) -> bool:
-        """Tell whether a local key signs this request; False sends it to IVS.
+        """Tell whether a local key signs this request; raises as `signer_of` does."""
+        return self.signer_of(request) is not None
+
+    def signer_of(self, request: TokenRequest) -> SigningKey | None:
+        """Return the local key that signs this request now; None sends it to IVS.
 
         Raises NoSigningKeyError where no key may sign and the request does not allow IVS, and
         InvalidRequestError for a token that would outlive the key.
         """
         if request.issuer == "ivs":
-            return False
+            return None
         view = self._view()
+        region = request.stage.region
         try:
-            view.signing_key(request.stage.region)
+            key = view.signing_key(region)
         except NoSigningKeyError:
             if request.issuer == "local":
                 raise
-            return False
-        longest = view.longest_ttl(request.stage.region)
+            return None
+        longest = view.longest_ttl(region)
         if request.duration * 60 > longest:
             raise outlives_key(longest, "TOKENSVC_MAX_DURATION")
-        return True
+        return key
 
     async def stage_endpoints(self, stage: StageArn) -> StageEndpoints:
         """Return a stage's endpoints; raises StageNotFoundError or another IvsError."""

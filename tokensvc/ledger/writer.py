@@ -21,9 +21,9 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+import msgspec
 import structlog
 from cachetools import LRUCache
 from sqlalchemy import Connection
@@ -68,8 +68,7 @@ COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
+class _Entry(msgspec.Struct, eq=False):
     rows: Sequence[LedgerRow]
     claim: Claim | None
     answer: asyncio.Future[str | None] | None
@@ -124,9 +123,13 @@ class LedgerWriter:
 
     def oldest_wait(self) -> float:
         """Return for how many seconds the oldest row that is not committed has waited; 0 for none."""
-        queued = self._queue[0].queued_at if self._queue else None
-        since = [at for at in (queued, self._under_way_since) if at is not None]
-        return max(0.0, self._monotonic() - min(since)) if since else 0.0
+        # What is under way was there before all that is queued.
+        since = self._under_way_since
+        if since is None:
+            if not self._queue:
+                return 0.0
+            since = self._queue[0].queued_at
+        return max(0.0, self._monotonic() - since)
 
     def failed_ago(self) -> float | None:
         """Return the seconds since the database last failed a commit; None after one that succeeded."""
@@ -178,7 +181,7 @@ class LedgerWriter:
             await self._gather()
             batch = self._take()
             if batch:
-                self._under_way_since = min(entry.queued_at for entry in batch)
+                self._under_way_since = batch[0].queued_at
                 try:
                     await self._commit(batch)
                 finally:
@@ -204,12 +207,13 @@ class LedgerWriter:
     def _take(self) -> list[_Entry]:
         batch: list[_Entry] = []
         count = 0
+        last = self._monotonic() - MAX_RECORD_SECONDS
         while self._queue and (not batch or count + len(self._queue[0].rows) <= self._max_rows):
             entry = self._queue.popleft()
             self._waiting -= len(entry.rows)
             if entry.answer is not None and entry.answer.done():
                 continue  # its request was cancelled, so its tokens go nowhere
-            if self._too_late(entry):
+            if entry.queued_at < last and self._too_late(entry):
                 continue
             batch.append(entry)
             count += len(entry.rows)
@@ -238,13 +242,16 @@ class LedgerWriter:
         else:
             self._failed_at = None
             self._counts["commits"] += 1
+            last = self._monotonic() - MAX_RECORD_SECONDS
             for entry in batch:
-                self._answer(entry, late)
+                self._answer(entry, late, last)
 
     async def _store(self, batch: list[_Entry]) -> dict[Claim, StoredAnswer]:
-        new_endpoints: dict[str, StageEndpoints] = {}
-        rows = [[_values(row, self._stored_endpoints, new_endpoints) for row in entry.rows]
-                for entry in batch]  # fmt: skip
+        names: dict[StageEndpoints, str] = {}
+        rows = [[_values(row, names) for row in entry.rows] for entry in batch]
+        new_endpoints = {
+            name: pair for pair, name in names.items() if name not in self._stored_endpoints
+        }
         claims = [entry.claim for entry in batch if entry.claim is not None]
         now = self._clock()
 
@@ -266,7 +273,8 @@ class LedgerWriter:
         self._stored_endpoints.update(dict.fromkeys(new_endpoints, True))
         return late
 
-    def _answer(self, entry: _Entry, late: Mapping[Claim, StoredAnswer]) -> None:
+    def _answer(self, entry: _Entry, late: Mapping[Claim, StoredAnswer], last: float) -> None:
+        """Tell who waits for `entry`, unless it was queued before `last` and so is too late."""
         if entry.claim is not None and entry.claim in late:
             try:
                 standing = late[entry.claim].to(entry.claim.ref)
@@ -277,11 +285,13 @@ class LedgerWriter:
                 entry.answer.set_result(standing)
             return
         self._counts["committed"] += len(entry.rows)
-        if not self._too_late(entry) and entry.answer is not None and not entry.answer.done():
+        if entry.queued_at < last and self._too_late(entry):
+            return
+        if entry.answer is not None and not entry.answer.done():
             entry.answer.set_result(None)
 
     def _too_late(self, entry: _Entry) -> bool:
-        if entry.answer is None or self._monotonic() - entry.queued_at <= MAX_RECORD_SECONDS:
+        if entry.answer is None:
             return False
         entry.refuse(
             StoreUnavailableError(
@@ -316,14 +326,14 @@ def _count(batch: Sequence[_Entry]) -> int:
     return sum(len(entry.rows) for entry in batch)
 
 
-def _values(
-    row: LedgerRow, stored: Mapping[str, bool], new: dict[str, StageEndpoints]
-) -> tuple[object, ...]:
-    if row.endpoints is None:
+def _values(row: LedgerRow, names: dict[StageEndpoints, str]) -> tuple[object, ...]:
+    """Return the row as it is stored; `names` gets the names of its endpoints."""
+    pair = row.endpoints
+    if pair is None:
         return row
-    name = endpoints_id(row.endpoints)
-    if name not in stored:
-        new[name] = row.endpoints
+    name = names.get(pair)
+    if name is None:
+        name = names[pair] = endpoints_id(pair)
     return (*row[:-1], name)
 
 

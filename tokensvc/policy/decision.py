@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from tokensvc.errors import FieldError, PolicyDeniedError
 from tokensvc.policy.rules import CallerRule, DurationRule, Role, Rule, StageRule
 from tokensvc.tokens.arn import StageArn
@@ -50,8 +52,7 @@ class Finding:
     rule: Rule
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """`request` is None where there are refusals; `rule` is the one that decided.
 
     That is the first that refused, or else the one that allows the stage.

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from tokensvc.errors import RateLimitedError, TokenServiceError
 from tokensvc.policy.limiter import Limiter, Quota, rate_limit_headers
 from tokensvc.policy.policy import Policy
@@ -23,6 +25,7 @@ __all__ = ["Admitted", "AdmittedBatch", "AdmittedConnection", "PolicyGate", "Sta
 
 _LOOKUPS_AT_ONCE: Final = 8
 _UNLIMITED: Final = TokenLimits()
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class StageTags(Protocol):
@@ -33,8 +36,7 @@ class StageTags(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A request as it is to be issued, and the headers that tell the caller its limits."""
 
     request: TokenRequest
@@ -86,9 +88,11 @@ class PolicyGate:
         Raises RateLimitedError and PolicyDeniedError; and where the rules go by tags,
         StageNotFoundError and other IvsError classes.
         """
-        quotas = self.count(caller, wanted.user_id) if counted else ()
         # One policy for the whole request, even if the file changes while IVS is asked.
         policy = self._policy()
+        if policy.is_open:
+            return Admitted(policy.decide(caller, wanted).require(), _NO_HEADERS)
+        quotas = self._count(policy, caller, wanted.user_id) if counted else ()
         tags = await self._tags(policy, caller, wanted.stage)
         request = policy.decide(caller, wanted, tags).require()
         return Admitted(request, rate_limit_headers(quotas))
@@ -168,7 +172,9 @@ class PolicyGate:
 
     def count(self, caller: str, user_id: str | None) -> tuple[Quota, ...]:
         """Count one token; raises RateLimitedError."""
-        policy = self._policy()
+        return self._count(self._policy(), caller, user_id)
+
+    def _count(self, policy: Policy, caller: str, user_id: str | None) -> tuple[Quota, ...]:
         return self._limiter.take(caller, user_id, policy.limits_of(caller), policy.limits)
 
     async def _look_up(

@@ -122,17 +122,15 @@ class BanList:
         """Return the ban that stands longest against this stage, user and participant, or None."""
         if not self._by_key:
             return None
-        found: Ban | None = None
-        keys: list[_Key] = [(stage_arn, None, None)]
+        look_up = self._by_key.get
+        bans = look_up((stage_arn, None, None), ())
         if user_id is not None:
-            keys += ((stage_arn, user_id, None), (None, user_id, None))
+            bans += look_up((stage_arn, user_id, None), ()) + look_up((None, user_id, None), ())
         if participant_id is not None:
-            keys.append((None, None, participant_id))
-        for key in keys:
-            for ban in self._by_key.get(key, ()):
-                if ban.holds(now) and (found is None or ban.end > found.end):
-                    found = ban
-        return found
+            bans += look_up((None, None, participant_id), ())
+        if not bans:
+            return None
+        return max((ban for ban in bans if ban.holds(now)), key=_end, default=None)
 
     def admit(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None
@@ -266,6 +264,10 @@ class BanList:
                 self._remove(ban)
                 if ban.lifted_at is None:
                     self._forgotten_until = max(self._forgotten_until, ban.end)
+
+
+def _end(ban: Ban) -> float:
+    return ban.end
 
 
 def _key(ban: Ban) -> _Key:

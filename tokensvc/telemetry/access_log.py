@@ -9,9 +9,10 @@ format than JSON goes through the processors, which redact.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -27,7 +28,24 @@ _EVENT: Final = "request"
 _BOUND: Final = {"request_id", "worker"}
 """What is bound while a request is answered; whatever else is bound, the processors look at."""
 
-_encode = msgspec.json.Encoder(order="deterministic").encode
+_encode = msgspec.json.Encoder().encode
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a line in the order that the processors' renderer gives them: by name."""
+
+    caller: str | None
+    code: str | None
+    event: str = _EVENT
+    level: str = "info"
+    logger: str = _NAME
+    method: str
+    ms: float
+    request_id: str | msgspec.UnsetType
+    route: str
+    status: int
+    time: datetime
+    worker: int | msgspec.UnsetType
 
 
 class AccessLog:
@@ -43,37 +61,51 @@ class AccessLog:
         self._clock = clock
         self._waiting: list[str] = []
 
-    def note(self, *, soon: bool = False, **facts: Any) -> None:
-        """Write the line of one request, whose `facts` are strings, numbers and None.
+    def note(
+        self,
+        *,
+        method: str,
+        route: str,
+        status: int,
+        code: str | None,
+        ms: float,
+        caller: str | None,
+        soon: bool = False,
+    ) -> None:
+        """Write the line of one request.
 
         With `soon` it is written after what the event loop has to do already, in one go with the
         lines of other requests that are answered in the same moment.
         """
         write = self._write
-        if write is None:
-            self._log.info(_EVENT, **facts)
-            return
         bound = get_contextvars()
-        if not bound.keys() <= _BOUND:
-            self._log.info(_EVENT, **facts)
-            return
-        try:
-            line = _encode(
-                {
-                    **bound,
-                    **facts,
-                    "event": _EVENT,
-                    "level": "info",
-                    "logger": _NAME,
-                    "time": self._clock(),
-                }
-            ).decode()
-        except UnicodeEncodeError:
-            # A lone surrogate, for which the processors' renderer has an answer.
-            self._log.info(_EVENT, **facts)
-            return
-        if may_hold_secret(line):
-            self._log.info(_EVENT, **facts)
+        line = ""
+        if write is not None and bound.keys() <= _BOUND:
+            # A lone surrogate has no line here; the processors' renderer has an answer to it.
+            with contextlib.suppress(UnicodeEncodeError):
+                line = _encode(
+                    _Line(
+                        caller=caller,
+                        code=code,
+                        method=method,
+                        ms=ms,
+                        request_id=bound.get("request_id", msgspec.UNSET),
+                        route=route,
+                        status=status,
+                        time=self._clock(),
+                        worker=bound.get("worker", msgspec.UNSET),
+                    )
+                ).decode()
+        if write is None or not line or may_hold_secret(line):
+            self._log.info(
+                _EVENT,
+                method=method,
+                route=route,
+                status=status,
+                code=code,
+                ms=ms,
+                caller=caller,
+            )
         elif soon:
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self.flush)

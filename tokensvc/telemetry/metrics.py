@@ -14,13 +14,14 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from tokensvc.telemetry.counting import LoopCounter, LoopHistogram
 
 __all__ = ["Metrics"]
 
@@ -40,6 +41,8 @@ _MINT_BUCKETS: Final = (
 )
 """Seconds. A mint with cached endpoints takes a tenth of a millisecond; one that asks AWS, seconds."""
 
+_STATUS_TEXTS: Final = tuple(str(status) for status in range(1000))
+
 
 class Metrics:
     """The counters, gauges and histograms of one process."""
@@ -50,15 +53,11 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._tokens = Counter(
+        self._tokens = LoopCounter(
             "tokensvc_tokens_issued",
             "Participant tokens issued, by who signed them and the stage's Region.",
             ["issuer", "region"],
-            registry=self.registry,
         )
-        # Looking a counter up by its labels takes longer than counting; there are as few as labels.
-        self._of_tokens: dict[tuple[str, str], Counter] = {}
-        self._of_requests: dict[tuple[str, str, int, str], Counter] = {}
         self._exchanged = Counter(
             "tokensvc_tokens_exchanged",
             "Tokens issued for a participant who had one (token exchange).",
@@ -70,24 +69,23 @@ class Metrics:
             ["region"],
             registry=self.registry,
         )
-        self._requests = Counter(
+        self._requests = LoopCounter(
             "tokensvc_http_requests",
             "HTTP requests answered, by route template, status and problem code (empty: none).",
             ["method", "route", "status", "code"],
-            registry=self.registry,
         )
-        self._refusals = Counter(
+        self._refusals = LoopCounter(
             "tokensvc_batch_items_refused",
             "Batch items answered with a problem, by its code.",
             ["code"],
-            registry=self.registry,
         )
-        self._mint_seconds = Histogram(
+        self._mint_seconds = LoopHistogram(
             "tokensvc_mint_seconds",
             "Seconds from a parsed request to its token, batches apart.",
-            registry=self.registry,
-            buckets=_MINT_BUCKETS,
+            _MINT_BUCKETS,
         )
+        for collector in (self._tokens, self._requests, self._refusals, self._mint_seconds):
+            self.registry.register(collector)
         self._ages = Gauge(
             "tokensvc_view_age_seconds",
             "Seconds since a view (ring, callers, bans, stages) was last read from the store.",
@@ -101,12 +99,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    def token_issued(self, issuer: str, region: str) -> None:
-        """Count one token; `issuer` is local or ivs, `region` one that is served."""
-        counter = self._of_tokens.get((issuer, region))
-        if counter is None:
-            counter = self._of_tokens[issuer, region] = self._tokens.labels(issuer, region)
-        counter.inc()
+    def token_issued(self, issuer: str, region: str, count: int = 1) -> None:
+        """Count tokens; `issuer` is local or ivs, `region` one that is served."""
+        self._tokens.add((issuer, region), count)
 
     def token_exchanged(self) -> None:
         """Count one token issued to be exchanged for another."""
@@ -118,16 +113,11 @@ class Metrics:
 
     def item_refused(self, code: str) -> None:
         """Count one batch item answered with a problem of this code."""
-        self._refusals.labels(code).inc()
+        self._refusals.add((code,))
 
     def request_answered(self, method: str, route: str, status: int, code: str) -> None:
         """Count one HTTP answer; `route` is the template, never the path that was asked for."""
-        labels = method, route, status, code
-        counter = self._of_requests.get(labels)
-        if counter is None:
-            counter = self._requests.labels(method, route, str(status), code)
-            self._of_requests[labels] = counter
-        counter.inc()
+        self._requests.add((method, route, _STATUS_TEXTS[status], code))
 
     def minted(self, seconds: float) -> None:
         """Record how long one mint took, from the parsed request to its token."""
