@@ -25,6 +25,7 @@ class Memory:
     held: asyncio.Event | None = None
     saves: list[int] = field(default_factory=list)
     loads: list[tuple[float, int]] = field(default_factory=list)
+    finds: int = 0
 
     async def load(self, *, since: float, limit: int) -> list[KnownStage]:
         self.loads.append((since, limit))
@@ -32,6 +33,15 @@ class Memory:
             raise self.fault
         found = [known for known in self.kept.values() if known.fetched_at >= since]
         return sorted(found, key=lambda known: -known.fetched_at)[:limit]
+
+    async def find(self, stage: StageArn, *, since: float) -> KnownStage | None:
+        self.finds += 1
+        if self.held is not None:
+            await self.held.wait()
+        if self.fault is not None:
+            raise self.fault
+        known = self.kept.get(stage)
+        return known if known is not None and known.fetched_at >= since else None
 
     async def save(self, known: Sequence[KnownStage], gone: Sequence[StageArn]) -> None:
         if self.held is not None:

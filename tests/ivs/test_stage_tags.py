@@ -13,6 +13,7 @@ from tokensvc.errors import IvsUnavailableError, StageNotFoundError
 from tokensvc.ivs.endpoint_store import KnownStage
 from tokensvc.ivs.gateway import Stage
 from tokensvc.ivs.stages import HARD_LIMIT_SECONDS
+from tokensvc.tokens.arn import StageArn
 
 ACME, OTHER = {"tenant": "acme"}, {"tenant": "other"}
 
@@ -81,11 +82,14 @@ class Stored:
     async def load(self, *, since: float, limit: int) -> list[KnownStage]:
         return [self.known]
 
+    async def find(self, stage: StageArn, *, since: float) -> KnownStage | None:
+        return self.known if self.known.stage == stage else None
+
     async def save(self, known: object, gone: object) -> None:
         return
 
 
-async def test_a_restored_stage_is_asked_for_its_tags() -> None:
+async def test_a_stage_that_was_stored_without_tags_is_asked_for_them() -> None:
     ivs = TaggedIvs()
     known = KnownStage(A, ivs.endpoints(str(A)), ivs.now)
     cache = ivs.cache(store=Stored(known))  # type: ignore[arg-type]
@@ -94,4 +98,14 @@ async def test_a_restored_stage_is_asked_for_its_tags() -> None:
     assert ivs.calls[str(A)] == 0
     assert await cache.tags(A) == ACME
     await settled(cache)
+    await cache.aclose()
+
+
+async def test_tags_of_the_store_stand_in_while_ivs_is_down() -> None:
+    ivs = TaggedIvs(fault=IvsUnavailableError("down"))
+    known = KnownStage(A, ivs.endpoints(str(A)), ivs.now - TTL, ACME)
+    cache = ivs.cache(store=Stored(known))  # type: ignore[arg-type]
+    await cache.restore()
+    assert await cache.tags(A) == ACME
+    assert ivs.calls[str(A)] == 1
     await cache.aclose()

@@ -1,4 +1,4 @@
-"""Stage endpoints that outlive the process: what keeps them, and how they get there.
+"""What is known of stages beyond one process: what keeps it, and how it gets there.
 
 Saving happens behind the answers and never in front of one: a store that is slow, full or down costs a
 restart its memory, and no mint anything.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,18 +27,26 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KnownStage:
-    """Endpoints that IVS gave for a stage when it was asked at `fetched_at` (Unix seconds)."""
+    """What IVS said of a stage when it was asked at `fetched_at` (Unix seconds).
+
+    `tags` is None where they are not known: what was kept by a version that kept none.
+    """
 
     stage: StageArn
     endpoints: StageEndpoints
     fetched_at: float
+    tags: Mapping[str, str] | None = None
 
 
 class EndpointStore(Protocol):
-    """What keeps endpoints; its methods raise TokenServiceError and nothing else."""
+    """What all replicas know of stages; its methods raise TokenServiceError and nothing else."""
 
     async def load(self, *, since: float, limit: int) -> list[KnownStage]:
         """Return what was fetched at `since` (Unix seconds) or later, the latest first."""
+        ...
+
+    async def find(self, stage: StageArn, *, since: float) -> KnownStage | None:
+        """Return the stage if any replica fetched it at `since` (Unix seconds) or later."""
         ...
 
     async def save(self, known: Sequence[KnownStage], gone: Sequence[StageArn]) -> None:

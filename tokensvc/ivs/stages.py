@@ -13,10 +13,12 @@ ARNs push nothing out. There is at most one call under way for a stage; it belon
 goes on when the request that caused it is cancelled.
 
 Tags come with the same answer and are kept beside the endpoints, for rules that go by them. They say
-who may do what, so stale ones are not answered while IVS can be asked; they are not stored.
+who may do what, so stale ones are not answered while IVS can be asked.
 
 With an `EndpointStore` the cache outlives the process: a service that starts while IVS is down still
-mints for the stages it knew.
+mints for the stages it knew. And replicas share what they fetch: whoever finds a stage due looks there
+first, and asks IVS only if no other one has since. So IVS is asked once or twice in a time to live for
+each stage, however many replicas there are; at 5 calls a second it could not be asked by each.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from tokensvc.errors import (
     TokenServiceError,
 )
 from tokensvc.ivs.endpoint_store import EndpointSaver, EndpointStore, KnownStage
-from tokensvc.ivs.gateway import IvsGateway, Stage
+from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints
 
@@ -54,6 +56,9 @@ _SPREAD: Final = 0.1
 _RETRY_SECONDS: Final = 10.0
 """After a refresh that failed, the next one comes this much later, and up to twice as much."""
 
+_FIND_SECONDS: Final = 1.0
+"""How long another replica's answer is looked for before IVS is asked."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -64,7 +69,7 @@ class _Entry:
     fresh_until: float
     refresh_at: float
     tags: Mapping[str, str] | None
-    """None where the entry comes from the store."""
+    """None where they are not known: the entry was kept by a version that kept none."""
 
 
 class StageEndpointCache:
@@ -116,7 +121,7 @@ class StageEndpointCache:
         self._jitter = jitter
         self._entries: OrderedDict[StageArn, _Entry] = OrderedDict()
         self._unknown_since: OrderedDict[StageArn, float] = OrderedDict()
-        self._flights: dict[StageArn, asyncio.Task[Stage]] = {}
+        self._flights: dict[StageArn, asyncio.Task[KnownStage]] = {}
         self._store = store
         self._saver = None if store is None else EndpointSaver(store, max_entries)
         self._closed = False
@@ -194,7 +199,7 @@ class StageEndpointCache:
                 return last
         self._refuse_unknown(stage, now)
         try:
-            return (await self._join_flight(stage)).tags
+            return (await self._join_flight(stage)).tags or {}
         except IvsError:
             if last is None:
                 raise
@@ -224,7 +229,7 @@ class StageEndpointCache:
             self.negative_hits += 1
             raise _not_found(stage)
 
-    async def _join_flight(self, stage: StageArn) -> Stage:
+    async def _join_flight(self, stage: StageArn) -> KnownStage:
         flight = self._flights.get(stage)
         if flight is None:
             if self._closed:
@@ -254,20 +259,24 @@ class StageEndpointCache:
         if due and room and stage not in self._flights and not self._closed:
             self._start_flight(stage)
 
-    def _start_flight(self, stage: StageArn) -> asyncio.Task[Stage]:
+    def _start_flight(self, stage: StageArn) -> asyncio.Task[KnownStage]:
         flight = asyncio.create_task(self._fly(stage), name=f"get_stage {stage.id}")
         self._flights[stage] = flight
         flight.add_done_callback(lambda done: self._land(stage, done))
         return flight
 
-    def _land(self, stage: StageArn, flight: asyncio.Task[Stage]) -> None:
+    def _land(self, stage: StageArn, flight: asyncio.Task[KnownStage]) -> None:
         del self._flights[stage]
         # Asking for the error marks it as seen: a background refresh has nobody who waits for it.
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, TokenServiceError):
             _log.error("stage_lookup_crashed", stage_arn=str(stage), exc_info=error)
 
-    async def _fly(self, stage: StageArn) -> Stage:
+    async def _fly(self, stage: StageArn) -> KnownStage:
+        shared = await self._find_shared(stage)
+        if shared is not None:
+            self._enter(shared)
+            return shared
         # The age counts from the question: the answer may be as old as that.
         asked_at = self._clock()
         try:
@@ -278,26 +287,41 @@ class StageEndpointCache:
         except TokenServiceError as error:
             self._postpone(stage, error)
             raise
-        self._remember(stage, found, asked_at)
-        return found
-
-    def _remember(self, stage: StageArn, found: Stage, asked_at: float) -> None:
-        known = self._entries.get(stage)
-        if known is not None and known.endpoints != found.endpoints:
-            _log.warning("stage_endpoints_changed", stage_arn=str(stage))
-        self._unknown_since.pop(stage, None)
-        fetched = KnownStage(stage, found.endpoints, asked_at)
-        self._enter(fetched, found.tags)
+        fetched = KnownStage(stage, found.endpoints, asked_at, found.tags)
+        self._enter(fetched)
         if self._saver is not None:
             self._saver.note(stage, fetched)
+        return fetched
 
-    def _enter(self, known: KnownStage, tags: Mapping[str, str] | None = None) -> None:
+    async def _find_shared(self, stage: StageArn) -> KnownStage | None:
+        """Return what another replica has fetched within the time to live, tags included."""
+        if self._store is None:
+            return None
+        now = self._clock()
+        try:
+            async with asyncio.timeout(_FIND_SECONDS):
+                known = await self._store.find(stage, since=now - self._ttl)
+        except (TokenServiceError, TimeoutError) as error:
+            _log.warning("shared_stage_not_read", stage_arn=str(stage), error=str(error))
+            return None
+        except Exception:  # noqa: BLE001 - IVS can be asked nevertheless; the log is where it goes
+            _log.exception("shared_stage_read_crashed", stage_arn=str(stage))
+            return None
+        if known is None or known.tags is None or not 0 <= now - known.fetched_at < self._ttl:
+            return None
+        return known
+
+    def _enter(self, fetched: KnownStage) -> None:
+        known = self._entries.get(fetched.stage)
+        if known is not None and known.endpoints != fetched.endpoints:
+            _log.warning("stage_endpoints_changed", stage_arn=str(fetched.stage))
+        self._unknown_since.pop(fetched.stage, None)
         lifetime = min(self._ttl * (1 + _SPREAD * self._jitter()), HARD_LIMIT_SECONDS)
-        fresh_until = known.fetched_at + lifetime
-        self._entries[known.stage] = _Entry(
-            known.endpoints, known.fetched_at, fresh_until, fresh_until, tags
+        fresh_until = fetched.fetched_at + lifetime
+        self._entries[fetched.stage] = _Entry(
+            fetched.endpoints, fetched.fetched_at, fresh_until, fresh_until, fetched.tags
         )
-        self._entries.move_to_end(known.stage)
+        self._entries.move_to_end(fetched.stage)
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 

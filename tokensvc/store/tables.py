@@ -295,5 +295,8 @@ known_stages = Table(
     Column("events_url", String(2048), nullable=False),
     Column("whip_url", String(2048), nullable=False),
     Column("fetched_at", Double, nullable=False),
+    # As JSON, and of which `fetched_at` they are: with another one, they are not known.
+    Column("tags", Text, nullable=True),
+    Column("tags_at", Double, nullable=True),
 )
 Index("ix_known_stages_fetched_at", known_stages.c.fetched_at)

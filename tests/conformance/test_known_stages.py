@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.issuing.endpoint_store import SqlEndpointStore
 from tokensvc.ivs.endpoint_store import KnownStage
 from tokensvc.ivs.stages import HARD_LIMIT_SECONDS
-from tokensvc.store import open_engine, upgrade
 from tokensvc.store.tables import known_stages
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints
 
 NOW = 1_780_000_000.0
 A, B, C = (StageArn("eu-central-1", "123456789012", name) for name in "abc")
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'tokensvc.db'}"
-    await asyncio.to_thread(upgrade, url)
-    opened = open_engine(url)
-    yield opened
-    await opened.dispose()
 
 
 @pytest.fixture
@@ -59,6 +48,44 @@ async def test_an_older_answer_of_another_replica_does_not_win(store: SqlEndpoin
     assert await everything(store) == [known(A, NOW, "new")]
     await store.save([known(A, NOW + 1, "newer")], [])
     assert await everything(store) == [known(A, NOW + 1, "newer")]
+
+
+async def test_one_stage_is_found_unless_it_is_older_than_wanted(store: SqlEndpointStore) -> None:
+    await store.save([known(A, NOW, "a"), known(B, NOW - 10, "b")], [])
+    assert await store.find(A, since=NOW) == known(A, NOW, "a")
+    assert await store.find(B, since=NOW - 10) == known(B, NOW - 10, "b")
+    assert await store.find(B, since=NOW - 9) is None
+    assert await store.find(C, since=0) is None
+
+
+@pytest.mark.parametrize("tags", [{}, {"tenant": "acme", "name": "\u00e9"}, None])
+async def test_tags_are_kept_with_the_rest(
+    store: SqlEndpointStore, tags: dict[str, str] | None
+) -> None:
+    tagged = replace(known(A, NOW), tags=tags)
+    await store.save([tagged], [])
+    assert await store.find(A, since=NOW) == tagged
+    assert await everything(store) == [tagged]
+
+
+async def test_tags_of_another_time_are_not_known(
+    store: SqlEndpointStore, engine: AsyncEngine
+) -> None:
+    await store.save([replace(known(A, NOW - 5), tags={"tenant": "acme"})], [])
+    # What a replica of the version before the tags does: it moves the time, and knows no tags.
+    async with engine.begin() as connection:
+        await connection.execute(update(known_stages).values(fetched_at=NOW))
+    assert await store.find(A, since=NOW) == known(A, NOW)
+
+
+async def test_tags_that_cannot_be_read_are_not_known(
+    store: SqlEndpointStore, engine: AsyncEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await store.save([replace(known(A, NOW), tags={"tenant": "acme"})], [])
+    async with engine.begin() as connection:
+        await connection.execute(update(known_stages).values(tags="[1]"))
+    assert await store.find(A, since=NOW) == known(A, NOW)
+    assert "known_stage_tags_unreadable" in capsys.readouterr().out
 
 
 async def test_what_is_gone_and_what_is_too_old_is_deleted(store: SqlEndpointStore) -> None:
@@ -98,5 +125,7 @@ async def test_a_database_that_is_broken_is_our_error(
         await connection.run_sync(known_stages.drop)
     with pytest.raises(StoreUnavailableError):
         await store.load(since=0, limit=1)
+    with pytest.raises(StoreUnavailableError):
+        await store.find(A, since=0)
     with pytest.raises(StoreUnavailableError):
         await store.save([known(A, NOW)], [])
