@@ -50,6 +50,9 @@ class Scene:
             policy=lambda: self.policy, stage_tags=self.tags, limiter=Limiter(lambda: self.now)
         )
 
+    def spent(self) -> bool:
+        return True
+
     async def breathe(self) -> None:
         self.breaths += 1
 
@@ -130,7 +133,7 @@ async def test_each_item_of_a_batch_has_its_own_answer() -> None:
         for_lobby(),
         for_lobby(),
     ]
-    answered = await scene.gate.admit_batch("lobby", items, scene.breathe)
+    answered = await scene.gate.admit_batch("lobby", items, scene)
     assert [type(answer) for answer in answered.items] == [
         InvalidRequestError,
         TokenRequest,
@@ -151,17 +154,15 @@ async def test_a_batch_looks_up_several_stages_at_a_time_and_not_all() -> None:
     scene = Scene(POLICY.replace("burst: 3, perUserPerMinute: 2", "burst: 100"))
     names = [f"hall-{number}" for number in range(30)]
     scene.tags.known = {stage(name): {"tenant": "acme"} for name in names}
-    answered = await scene.gate.admit_batch(
-        "lobby", [for_lobby(name) for name in names], scene.breathe
-    )
+    answered = await scene.gate.admit_batch("lobby", [for_lobby(name) for name in names], scene)
     assert all(isinstance(answer, TokenRequest) for answer in answered.items)
     assert 1 < scene.tags.most_at_once <= 8
 
 
 async def test_an_empty_batch_and_one_without_limits_have_no_headers() -> None:
     scene = Scene()
-    assert (await scene.gate.admit_batch("lobby", [], scene.breathe)).headers == {}
+    assert (await scene.gate.admit_batch("lobby", [], scene)).headers == {}
     scene.policy = Policy.open()
-    answered = await scene.gate.admit_batch("x", [wanted()], scene.breathe)
+    answered = await scene.gate.admit_batch("x", [wanted()], scene)
     assert answered.headers == {}
     assert isinstance(answered.items[0], TokenRequest)

@@ -61,6 +61,7 @@ from tokensvc.tokens.validate import parse_defaults
 __all__ = ["TOKEN_ROUTES", "mint"]
 
 _JSON: Final = "application/json"
+_DONE: Final = "done"
 ISSUING_PROBLEMS: Final = (
     BannedError,
     PolicyDeniedError,
@@ -138,7 +139,7 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     wanted = await _parse_items(batch, service, slices)
     caller = facts.caller_name
     counted = await is_counted(service, caller, ref)
-    admitted = await service.gate.admit_batch(caller, wanted, slices.breathe, counted=counted)
+    admitted = await service.gate.admit_batch(caller, wanted, slices, counted=counted)
     items = admitted.items
     outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref)
     body = await _encode_outcomes(items, outcomes, service, facts, slices)
@@ -226,7 +227,8 @@ async def _parse_items(
     )
     items: list[WantedToken | TokenServiceError] = []
     for raw in batch.tokens:
-        await slices.breathe()
+        if slices.spent():
+            await slices.breathe()
         try:
             if len(memoryview(raw)) > limit:
                 raise _too_large("", limit)
@@ -253,23 +255,27 @@ async def _encode_outcomes(
     metrics = service.metrics
     encoded: list[msgspec.Raw] = []
     told: Counter[Issued] = Counter()
-    failed = 0
+    issued: Counter[tuple[str, str]] = Counter()
     for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
-        await slices.breathe()
+        if slices.spent():
+            await slices.breathe()
         if isinstance(outcome, TokenServiceError):
-            failed += 1
             metrics.item_refused(outcome.code)
             told[_stage_of(item), None, outcome.code] += 1
             problem = problem_of(outcome, facts.request_id, within=f"tokens[{index}]")
             encoded.append(msgspec.Raw(_encode(RefusedItem(problem))))
         else:
-            if not isinstance(item, TokenServiceError):
-                metrics.token_issued(outcome.issuer, item.stage.region)
-            told[_stage_of(item), outcome.key_arn, "done"] += 1
+            # Only what is a request has got a token.
+            stage = item.stage  # type: ignore[union-attr]
+            issued[outcome.issuer, stage.region] += 1
+            told[stage.text, outcome.key_arn, _DONE] += 1
             encoded.append(msgspec.Raw(_encode(outcome)))
+    for (issuer, region), count in issued.items():
+        metrics.token_issued(issuer, region, count)
     facts.issued = told
+    done = issued.total()
     # What is encoded already is only copied here.
-    return _encode(BatchAnswer(encoded, issued=len(encoded) - failed, failed=failed))
+    return _encode(BatchAnswer(encoded, issued=done, failed=len(encoded) - done))
 
 
 def _stage_of(item: BatchItem) -> str | None:

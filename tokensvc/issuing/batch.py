@@ -54,7 +54,8 @@ async def hand_out_batch(
     """Return the tokens of drafts that are recorded, and an error for who was banned meanwhile."""
     outcomes: list[BatchOutcome] = []
     for item, draft in zip(items, drafts, strict=True):
-        await slices.breathe()
+        if slices.spent():
+            await slices.breathe()
         if isinstance(draft, TokenServiceError):
             outcomes.append(draft)
             continue
@@ -86,8 +87,10 @@ class _Batch:
 
     async def look_up_stages(self) -> None:
         wanted: dict[StageArn, None] = {}
+        slices = self._slices
         for index, item in enumerate(self._items):
-            await self._slices.breathe()
+            if slices.spent():
+                await slices.breathe()
             if isinstance(item, TokenServiceError):
                 self._done[index] = item
                 continue
@@ -104,7 +107,8 @@ class _Batch:
         await _several_at_once(wanted, self._look_up)
 
     async def _look_up(self, stage: StageArn) -> None:
-        await self._slices.breathe()
+        if self._slices.spent():
+            await self._slices.breathe()
         try:
             self._stages[stage] = await self._issuer.stage_endpoints(stage)
         except Exception as fault:  # noqa: BLE001 - it becomes the answer of the stage's items
@@ -112,18 +116,21 @@ class _Batch:
 
     async def sign_local(self) -> None:
         for_ivs = {index for index, _ in self._for_ivs}
+        issuer, slices, done, caller_id = self._issuer, self._slices, self._done, self._caller_id
         for index, item in enumerate(self._items):
-            if index in self._done or index in for_ivs or isinstance(item, TokenServiceError):
+            if index in done or index in for_ivs or isinstance(item, TokenServiceError):
                 continue
             endpoints = self._stages[item.stage]
             if isinstance(endpoints, TokenServiceError):
                 self._done[index] = endpoints
                 continue
-            await self._slices.breathe()
+            if slices.spent():
+                await slices.breathe()
             try:
                 # Asked again, since the key may have gone while stages were looked up.
-                if self._issuer.signs(item):
-                    self._done[index] = self._issuer.sign(item, endpoints, self._caller_id)
+                key = issuer.signer_of(item)
+                if key is not None:
+                    done[index] = issuer.sign(item, endpoints, caller_id, None, key)
                 else:
                     self._for_ivs.append((index, item))
             except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged

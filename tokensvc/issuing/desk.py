@@ -222,7 +222,8 @@ class TokenDesk:
     async def _repeat_item(
         self, item: BatchItem, one: Kept, slices: LoopSlices, caller_id: str | None
     ) -> BatchOutcome:
-        await slices.breathe()
+        if slices.spent():
+            await slices.breathe()
         if isinstance(item, TokenServiceError):
             return item
         if isinstance(one, KeptProblem):

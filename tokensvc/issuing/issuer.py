@@ -134,7 +134,7 @@ class TokenIssuer:
             # The key may have gone while IVS was asked, so it is looked up again.
             key = self.signer_of(request)
             if key is not None:
-                return signed_here(request, endpoints, self.times(request), key, caller_id)
+                return self.sign(request, endpoints, caller_id, None, key)
         return await self.ask_ivs(request, caller_id)
 
     def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
@@ -176,13 +176,17 @@ class TokenIssuer:
         endpoints: StageEndpoints,
         caller_id: str | None,
         identity: Identity | None = None,
+        key: SigningKey | None = None,
     ) -> Draft:
         """Sign a token now, for a new participant or for `identity`; raises NoSigningKeyError.
+
+        `key` is what `signer_of` has just returned, where it was asked.
 
         A new `exp` is exactly `duration` from now. `iat` is set back for slow clocks, though never so
         far that the two are more than 14 days apart, which IVS refuses.
         """
-        key = self._view().signing_key(request.stage.region)
+        if key is None:
+            key = self._view().signing_key(request.stage.region)
         return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
 
     def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:

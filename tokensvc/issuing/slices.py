@@ -26,8 +26,15 @@ class LoopSlices:
         self._clock = perf_counter
         self._spent_at = perf_counter() + SLICE_SECONDS
 
+    def spent(self) -> bool:
+        """Tell whether it is time to `breathe`.
+
+        To be asked first: awaiting something that does nothing costs more than the question, and a
+        batch asks it several times for each of its items.
+        """
+        return self._clock() >= self._spent_at
+
     async def breathe(self) -> None:
-        """Let every other ready task run once if this slice is spent; else return at once."""
-        if self._clock() >= self._spent_at:
-            await asyncio.sleep(0)
-            self._spent_at = self._clock() + SLICE_SECONDS
+        """Let every other ready task run once, and begin another slice."""
+        await asyncio.sleep(0)
+        self._spent_at = self._clock() + SLICE_SECONDS

@@ -7,14 +7,14 @@ well. Where a rule goes by a stage's tags, they are looked up; of a batch, each 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
 
 from tokensvc.errors import RateLimitedError, TokenServiceError
-from tokensvc.policy.limiter import Limiter, Quota, rate_limit_headers
+from tokensvc.policy.limiter import Counted, Limiter, quotas_of, rate_limit_headers
 from tokensvc.policy.policy import Policy
 from tokensvc.policy.rules import TokenLimits
 from tokensvc.tokens.arn import StageArn
@@ -33,6 +33,18 @@ class StageTags(Protocol):
 
     async def tags(self, stage: StageArn) -> Mapping[str, str]:
         """Return the tags; raises StageNotFoundError or another IvsError."""
+        ...
+
+
+class Pace(Protocol):
+    """Keeps long work from holding the event loop."""
+
+    def spent(self) -> bool:
+        """Tell whether it is time to `breathe`."""
+        ...
+
+    async def breathe(self) -> None:
+        """Let others run."""
         ...
 
 
@@ -92,48 +104,58 @@ class PolicyGate:
         policy = self._policy()
         if policy.is_open:
             return Admitted(policy.decide(caller, wanted).require(), _NO_HEADERS)
-        quotas = self._count(policy, caller, wanted.user_id) if counted else ()
-        tags = await self._tags(policy, caller, wanted.stage)
+        count = self._count(policy, caller, wanted.user_id) if counted else None
+        stage = wanted.stage
+        needs_tags = policy.needs_tags(caller, stage)
+        tags = await self._stage_tags.tags(stage) if needs_tags else None
         request = policy.decide(caller, wanted, tags).require()
-        return Admitted(request, rate_limit_headers(quotas))
+        return Admitted(request, rate_limit_headers(quotas_of(count)) if count else _NO_HEADERS)
 
     async def admit_batch(
         self,
         caller: str,
         items: Sequence[WantedToken | TokenServiceError],
-        breathe: Callable[[], Awaitable[None]],
+        pace: Pace,
         *,
         counted: bool = True,
     ) -> AdmittedBatch:
         """Do the same for every item; one that is an error already keeps it.
 
-        `breathe` is awaited between items, so that a batch does not hold the event loop.
+        It breathes at `pace` between items, so that a batch does not hold the event loop.
         """
         policy = self._policy()
-        quotas: tuple[Quota, ...] = ()
+        # Where scopes alone decide there is no limit either.
+        counts = counted and not policy.is_open
+        last: Counted = []
         refusal: RateLimitedError | None = None
         answers: list[TokenRequest | TokenServiceError | None] = []
         unknown: dict[StageArn, None] = {}
         for item in items:
-            await breathe()
+            if pace.spent():
+                await pace.breathe()
             if isinstance(item, TokenServiceError):
                 answers.append(item)
                 continue
-            try:
-                quotas = self.count(caller, item.user_id) if counted else ()
-            except RateLimitedError as error:
-                refusal = error
-                answers.append(error)
-                continue
-            answers.append(None)
+            if counts:
+                try:
+                    last = self._count(policy, caller, item.user_id)
+                except RateLimitedError as error:
+                    refusal = error
+                    answers.append(error)
+                    continue
             if policy.needs_tags(caller, item.stage):
                 unknown[item.stage] = None
-        tags = await self._look_up(unknown)
-        for index, item in enumerate(items):
-            if answers[index] is None and not isinstance(item, TokenServiceError):
-                await breathe()
-                answers[index] = _decide(policy, caller, item, tags.get(item.stage))
-        headers = rate_limit_headers(quotas) if refusal is None else refusal.headers
+                answers.append(None)
+            else:
+                answers.append(_decide(policy, caller, item, None))
+        headers = rate_limit_headers(quotas_of(last)) if refusal is None else refusal.headers
+        if unknown:
+            tags = await self._look_up(unknown)
+            for index, item in enumerate(items):
+                if answers[index] is None and not isinstance(item, TokenServiceError):
+                    if pace.spent():
+                        await pace.breathe()
+                    answers[index] = _decide(policy, caller, item, tags[item.stage])
         return AdmittedBatch([answer for answer in answers if answer is not None], headers)
 
     async def require_stage(self, caller: str, stage: StageArn) -> None:
@@ -157,8 +179,8 @@ class PolicyGate:
         self, caller: str, wanted: WantedConnection, max_duration: int, *, counted: bool = True
     ) -> AdmittedConnection:
         """Return the connection token to issue for `caller`; counted and raising as `admit`."""
-        quotas = self.count(caller, wanted.user_id) if counted else ()
         policy = self._policy()
+        quotas = quotas_of(self._count(policy, caller, wanted.user_id)) if counted else ()
         tags = None if wanted.stage is None else await self._tags(policy, caller, wanted.stage)
         request = policy.admit_connection(caller, wanted, tags, max_duration)
         return AdmittedConnection(request, rate_limit_headers(quotas))
@@ -170,12 +192,9 @@ class PolicyGate:
     async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
         return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None
 
-    def count(self, caller: str, user_id: str | None) -> tuple[Quota, ...]:
+    def _count(self, policy: Policy, caller: str, user_id: str | None) -> Counted:
         """Count one token; raises RateLimitedError."""
-        return self._count(self._policy(), caller, user_id)
-
-    def _count(self, policy: Policy, caller: str, user_id: str | None) -> tuple[Quota, ...]:
-        return self._limiter.take(caller, user_id, policy.limits_of(caller), policy.limits)
+        return self._limiter.count(caller, user_id, policy.limits_of(caller), policy.limits)
 
     async def _look_up(
         self, stages: Mapping[StageArn, None]

@@ -12,21 +12,24 @@ users that were not seen for longest are forgotten when there are too many, and 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Final, Generic, TypeAlias, TypeVar
 
-from cachetools import LRUCache
+import msgspec
 
 from tokensvc.errors import FieldError, RateLimitedError
 from tokensvc.policy.rules import TokenLimits
 
-__all__ = ["Limiter", "Quota", "rate_limit_headers"]
+__all__ = ["Counted", "Limiter", "Quota", "quotas_of", "rate_limit_headers"]
 
 _MINUTE: Final = 60.0
 
+K = TypeVar("K")
 
-class Quota(NamedTuple):
+
+class Quota(msgspec.Struct, frozen=True):
     """One limit as of now: `remaining` of `limit` tokens, all of them again in `reset` seconds."""
 
     name: str
@@ -41,19 +44,52 @@ def rate_limit_headers(quotas: Iterable[Quota]) -> dict[str, str]:
 
     `q` tokens in `w` seconds; `r` remain, and in `t` seconds there are `q` again.
     """
-    known = list(quotas)
+    known = tuple(quotas)
     if not known:
         return {}
     return {
-        "RateLimit-Policy": ", ".join(f'"{q.name}";q={q.limit};w={q.window}' for q in known),
-        "RateLimit": ", ".join(f'"{q.name}";r={q.remaining};t={q.reset}' for q in known),
+        "RateLimit-Policy": ", ".join([_limit_text(q.name, q.limit, q.window) for q in known]),
+        "RateLimit": ", ".join([f'"{q.name}";r={q.remaining};t={q.reset}' for q in known]),
     }
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
+@lru_cache(maxsize=1024)
+def _limit_text(name: str, limit: int, window: int) -> str:
+    return f'"{name}";q={limit};w={window}'
+
+
+class _Limit(msgspec.Struct, frozen=True):
+    """A limit as the policy has it, and this process's part of it."""
+
+    name: str
+    rate: float
+    burst: float
+
+    def quota(self, tokens: float) -> Quota:
+        burst, rate = self.burst, self.rate
+        return Quota(
+            self.name,
+            int(burst),
+            math.ceil(burst / rate),
+            int(tokens),
+            math.ceil((burst - tokens) / rate),
+        )
+
+
+class _Bucket(msgspec.Struct):
+    """A new one is full, whatever fits in it."""
+
+    tokens: float = math.inf
+    at: float = -math.inf
+
+
+Counted: TypeAlias = list[tuple[_Limit, _Bucket]]
+"""What a token was counted in."""
+
+
+def quotas_of(counted: Counted) -> tuple[Quota, ...]:
+    """Return what is left of each limit, as of the last token that was counted in it."""
+    return tuple([limit.quota(bucket.tokens) for limit, bucket in counted])
 
 
 class Limiter:
@@ -72,9 +108,10 @@ class Limiter:
             raise ValueError("a share is above 0 and at most 1")
         self._clock = clock
         self._share = share
-        self._overall = _Bucket(math.inf, -math.inf)
-        self._callers: LRUCache[str, _Bucket] = LRUCache(max_callers)
-        self._users: LRUCache[tuple[str, str], _Bucket] = LRUCache(max_users)
+        self._overall = _Bucket()
+        self._callers: _Buckets[str] = _Buckets(max_callers)
+        self._users: _Buckets[tuple[str, str]] = _Buckets(max_users)
+        self._limit = lru_cache(maxsize=4096)(self._make_limit)
 
     def take(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
@@ -84,72 +121,71 @@ class Limiter:
         `limits` are the caller's, `overall` those of all callers. Raises RateLimitedError, and then
         nothing was taken.
         """
+        return quotas_of(self.count(caller, user_id, limits, overall))
+
+    def count(
+        self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
+    ) -> Counted:
+        """Do the same, and return what `quotas_of` can be told of."""
         counted = self._buckets(caller, user_id, limits, overall)
         if not counted:
-            return ()
+            return counted
         now = self._clock()
-        worst, wait = counted[0], 0.0
-        for one in counted:
-            one.fill(now)
-            if one.wait() > wait:
-                worst, wait = one, one.wait()
+        wait, worst = 0.0, counted[0][0]
+        for limit, bucket in counted:
+            # A clock that was set back gives nothing, and must not keep the bucket waiting for it.
+            passed = now - bucket.at
+            tokens = bucket.tokens + passed * limit.rate if passed > 0 else bucket.tokens
+            bucket.tokens = tokens = min(tokens, limit.burst)
+            bucket.at = now
+            if tokens < 1 and (1 - tokens) / limit.rate > wait:
+                worst, wait = limit, (1 - tokens) / limit.rate
         if wait > 0:
-            raise _limited(worst, tuple(one.quota() for one in counted))
-        for one in counted:
-            one.bucket.tokens -= 1
-        return tuple(one.quota() for one in counted)
+            raise _limited(worst, wait, quotas_of(counted))
+        for _, bucket in counted:
+            bucket.tokens -= 1
+        return counted
 
     def _buckets(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
-    ) -> list[_Counted]:
-        counted = []
+    ) -> Counted:
+        counted: Counted = []
         if overall.per_second is not None:
-            counted.append(self._counted("all", self._overall, overall.per_second, overall.burst))
+            limit = self._limit("all", overall.per_second, overall.burst)
+            counted.append((limit, self._overall))
         if limits.per_second is not None:
-            bucket = self._callers.get(caller)
-            if bucket is None:
-                bucket = self._callers[caller] = _Bucket(math.inf, -math.inf)
-            counted.append(self._counted("caller", bucket, limits.per_second, limits.burst))
+            limit = self._limit("caller", limits.per_second, limits.burst)
+            counted.append((limit, self._callers.of(caller)))
         if limits.per_user_minute is not None and user_id is not None:
-            key = (caller, user_id)
-            bucket = self._users.get(key)
-            if bucket is None:
-                bucket = self._users[key] = _Bucket(math.inf, -math.inf)
-            rate = limits.per_user_minute / _MINUTE
-            counted.append(self._counted("user", bucket, rate, limits.per_user_minute))
+            each = limits.per_user_minute
+            limit = self._limit("user", each / _MINUTE, each)
+            counted.append((limit, self._users.of((caller, user_id))))
         return counted
 
-    def _counted(self, name: str, bucket: _Bucket, rate: float, burst: int) -> _Counted:
-        return _Counted(name, bucket, rate * self._share, max(1.0, burst * self._share))
+    def _make_limit(self, name: str, rate: float, burst: float) -> _Limit:
+        return _Limit(name, rate * self._share, max(1.0, burst * self._share))
 
 
-@dataclass(slots=True)
-class _Counted:
-    """A bucket, and the limit as the policy has it now; a new bucket is full."""
+class _Buckets(Generic[K]):
+    """At most so many buckets; the one that was not asked for for longest is forgotten."""
 
-    name: str
-    bucket: _Bucket
-    rate: float
-    burst: float
+    def __init__(self, at_most: int) -> None:
+        self._at_most = at_most
+        self._held: OrderedDict[K, _Bucket] = OrderedDict()
 
-    def fill(self, now: float) -> None:
-        # A clock that was set back gives nothing, and must not keep the bucket waiting for it.
-        passed = max(0.0, now - self.bucket.at)
-        self.bucket.tokens = min(self.burst, self.bucket.tokens + passed * self.rate)
-        self.bucket.at = now
+    def __len__(self) -> int:
+        return len(self._held)
 
-    def wait(self) -> float:
-        """Return the seconds until there is a token."""
-        return max(0.0, (1 - self.bucket.tokens) / self.rate)
-
-    def quota(self) -> Quota:
-        return Quota(
-            self.name,
-            int(self.burst),
-            math.ceil(self.burst / self.rate),
-            int(self.bucket.tokens),
-            math.ceil((self.burst - self.bucket.tokens) / self.rate),
-        )
+    def of(self, key: K) -> _Bucket:
+        held = self._held
+        bucket = held.get(key)
+        if bucket is None:
+            bucket = held[key] = _Bucket()
+            if len(held) > self._at_most:
+                held.popitem(last=False)
+        else:
+            held.move_to_end(key)
+        return bucket
 
 
 _WHOSE: Final = {
@@ -159,14 +195,14 @@ _WHOSE: Final = {
 }
 
 
-def _limited(worst: _Counted, quotas: tuple[Quota, ...]) -> RateLimitedError:
-    quota = worst.quota()
+def _limited(worst: _Limit, wait: float, quotas: tuple[Quota, ...]) -> RateLimitedError:
+    quota = next(quota for quota in quotas if quota.name == worst.name)
     detail = f"{_WHOSE[worst.name]} spent the {quota.limit} tokens of {quota.window} s."
     field = "userId" if worst.name == "user" else ""
     return RateLimitedError(
         detail,
         errors=(FieldError(field, "rate_limited", detail, quota.limit),),
-        retry_after=worst.wait(),
+        retry_after=wait,
         headers=rate_limit_headers(quotas),
         bucket=worst.name,
     )

@@ -19,6 +19,7 @@ from tokensvc.policy.acts import (
 )
 from tokensvc.policy.decision import Decision, Finding, check, refused
 from tokensvc.policy.document import Fault, read_document
+from tokensvc.policy.memory import PolicyMemory
 from tokensvc.policy.reading import ANYBODY, PolicyRules, read_rules
 from tokensvc.policy.rules import CallerRule, Rule, TokenLimits
 from tokensvc.tokens.arn import StageArn
@@ -37,12 +38,13 @@ _MAX_TOLD: Final = 200
 class Policy:
     """Decides what a caller gets; `max_duration` (minutes) is the service's bound."""
 
-    __slots__ = ("_max_duration", "_rules")
+    __slots__ = ("_max_duration", "_memory", "_rules")
 
     def __init__(self, rules: PolicyRules | None, max_duration: int) -> None:
         """Use `open` or `parse`; without rules, the policy is open."""
         self._rules = rules
         self._max_duration = max_duration
+        self._memory = PolicyMemory(max_duration)
 
     @classmethod
     def open(cls, max_duration: int = MAX_DURATION_MINUTES) -> Self:
@@ -92,9 +94,7 @@ class Policy:
         rule = self._rule_of(caller)
         if rule is None:
             return False
-        arn = str(stage)
-        fitting = [allowed for allowed in rule.stages if allowed.arn.matches(arn)]
-        return bool(fitting) and all(allowed.tags for allowed in fitting)
+        return self._memory.needs_tags(caller, rule, stage)
 
     def decide(
         self,
@@ -114,6 +114,8 @@ class Policy:
         rule = self._rule_of(caller)
         if rule is None:
             return _not_named(caller)
+        if findings is None and tags is None:
+            return self._memory.decide(caller, rule, wanted)
         return check(rule, wanted, tags, self._max_duration, findings)
 
     def require_stage(

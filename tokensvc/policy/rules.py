@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from tokensvc.tokens.claims import Issuer
 
 __all__ = [
@@ -40,10 +42,11 @@ class Rule:
 class Wildcard:
     """A text in which `*` stands for any characters, none too; it must match from end to end."""
 
-    __slots__ = ("_match", "text")
+    __slots__ = ("_is_literal", "_match", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._is_literal = "*" not in text
         # `fnmatch` knows more than the star, which is taken literally here. Its expressions do not
         # go back and forth over what a star has taken, however many stars there are.
         literal = "*".join(glob.escape(part) for part in text.split("*"))
@@ -51,6 +54,8 @@ class Wildcard:
 
     def matches(self, text: str) -> bool:
         """Tell whether all of `text` fits."""
+        if self._is_literal:
+            return text == self.text
         return self._match(text) is not None
 
 
@@ -93,8 +98,7 @@ class AttributeRule:
     forbidden: tuple[Wildcard, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLimits:
+class TokenLimits(msgspec.Struct, frozen=True):
     """Tokens a second, `burst` at once; and tokens a minute for one user. None: no limit."""
 
     per_second: float | None = None

@@ -1,0 +1,84 @@
+"""A policy that has decided before decides as one that has not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.policy.support import policy, stage, wanted
+from tokensvc.policy import Policy, memory
+from tokensvc.tokens.claims import WantedToken
+
+CALLERS = ("lobby", "plain", "strict", "nobody")
+
+asked = st.builds(
+    WantedToken,
+    stage=st.builds(
+        stage,
+        st.sampled_from(["lobby-1", "lobby-2", "hall"]),
+        st.sampled_from(["eu-central-1", "us-east-1"]),
+    ),
+    user_id=st.sampled_from([None, "", "ana"]),
+    role=st.sampled_from([None, "host", "viewer", "king"]),
+    duration=st.sampled_from([None, 1, 10, 60, 240, 1000]),
+    capabilities=st.sampled_from([None, (), ("SUBSCRIBE",), ("PUBLISH", "SUBSCRIBE")]),
+    attributes=st.sampled_from(
+        [
+            None,
+            {},
+            {"team": "red"},
+            {"team": "blue", "x.a": "1"},
+            {"team": "red", "x.secret": "1"},
+            {"team": "red", "kind": "guest"},
+            {"team": "\u00fc" * 600},
+            {"y": "1"},
+        ]
+    ),
+    issuer=st.sampled_from([None, "auto", "local", "ivs"]),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(CALLERS), asked), max_size=30))
+def test_what_was_decided_before_changes_nothing(questions: list[tuple[str, WantedToken]]):
+    seasoned = policy()
+    for caller, one in questions:
+        fresh = policy_of_its_own()
+        assert seasoned.decide(caller, one) == fresh.decide(caller, one)
+        assert seasoned.decide(caller, one) == fresh.decide(caller, one, findings=[])
+        assert seasoned.needs_tags(caller, one.stage) == fresh.needs_tags(caller, one.stage)
+
+
+def policy_of_its_own() -> Policy:
+    """Return the policy with nothing remembered, read once."""
+    return Policy(_RULES, 20_160)
+
+
+_RULES = policy()._rules
+
+
+def test_a_second_request_for_the_same_is_not_decided_anew(monkeypatch: pytest.MonkeyPatch):
+    sut = policy()
+    first = sut.decide("plain", wanted(user_id="ana"))
+
+    def unexpected(*_: object) -> None:
+        raise AssertionError("decided anew")
+
+    monkeypatch.setattr(memory, "check_granted", unexpected)
+    second = sut.decide("plain", wanted(user_id="eva"))
+    assert first.allowed
+    assert second.rule == first.rule
+    assert second.request == replace(first.require(), user_id="eva")
+    with pytest.raises(AssertionError, match="anew"):
+        sut.decide("plain", wanted(duration=3))
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_MOST", 10)
+    sut = policy()
+    for number in range(100):
+        assert sut.decide("plain", wanted(f"lobby-{number}")).allowed
+        assert not sut.needs_tags("plain", stage(f"lobby-{number}"))
+    assert 0 < len(sut._memory._grants) <= 10
+    assert 0 < len(sut._memory._tagged) <= 10
