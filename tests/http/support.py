@@ -243,7 +243,7 @@ class Service:
 
     async def until_done(self, disconnect_id: str) -> dict[str, Any]:
         """Let time pass until a disconnect is done, and return what is told of it."""
-        for _ in range(100):
+        for _ in range(1000):
             answer = await self.get(f"/v1/disconnects/{disconnect_id}")
             assert answer.status_code == 200, answer.text
             found: dict[str, Any] = answer.json()

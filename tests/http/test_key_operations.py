@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.http.support import NOW, OTHER_REGION, REGION, Service, problem_in, running, stage_arn
-from tokensvc.errors import IvsQuotaExceededError, IvsUnavailableError
+from tokensvc.errors import IvsQuotaExceededError, IvsUnavailableError, StoreUnavailableError
 from tokensvc.ivs.gateway import PublicKey
+from tokensvc.ledger import Ledger
 
 MINT = {"stageArn": stage_arn(), "userId": "ana", "duration": 60}
 
@@ -143,6 +144,21 @@ async def test_an_invalidated_key_is_gone_and_the_standby_signs(service: Service
     again = await invalidated(service, before["ACTIVE"]["keyId"])
     assert again["deleted"] is True
     assert again["activeKeyId"] == before["STANDBY"]["keyId"]
+
+
+async def test_an_invalidation_is_answered_where_its_tokens_cannot_be_counted_in_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(self: Ledger, key_id: str, now: float) -> None:
+        raise StoreUnavailableError("The database took too long for a statement.")
+
+    monkeypatch.setattr(Ledger, "key_use", fail)
+    key = (await keys_of(service))["ACTIVE"]
+    asked = await service.post(f"/v1/keys/{key['keyId']}/invalidate?dryRun=true", {})
+    problem_in(asked, 503, "store_unavailable")
+    report = await invalidated(service, key["keyId"], disconnect=True)
+    assert (report["deleted"], report["livingTokens"], report["tokens"]) == (True, None, [])
+    assert report["disconnect"] is not None
 
 
 async def test_without_a_standby_another_key_is_made_at_once(service: Service):

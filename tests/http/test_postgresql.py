@@ -156,3 +156,16 @@ async def test_no_log_line_shows_the_password(replicas, postgres, log):
 async def test_how_long_nothing_was_heard_is_a_metric(replicas):
     metrics = (await replicas[0].get("/metrics", caller=None)).text
     assert 'tokensvc_view_age_seconds{view="changes"} 0.0' in metrics
+
+
+async def test_text_that_postgresql_cannot_keep_is_the_caller_s_mistake(replicas):
+    service = replicas[0]
+    body = {"stageArn": stage_arn(), "userId": "a\0b"}
+    for path in ("/v1/tokens", "/v1/disconnects", "/v1/bans"):
+        problem_in(await service.post(path, body), 400, "invalid_request")
+    for path in ("/v1/tokens?userId=%00", "/v1/bans?userId=%00"):
+        problem_in(await service.get(path), 400, "invalid_request")
+    for path in ("/v1/bans/%00", "/v1/disconnects/%00", "/v1/keys/%00"):
+        problem_in(await service.get(path), 404, "not_found")
+    for path in ("/v1/bans/%00", "/v1/connection-tokens/%00"):
+        problem_in(await service.delete(path), 404, "not_found")

@@ -18,7 +18,7 @@ from tests.http.support import (
     running,
     stage_arn,
 )
-from tokensvc.errors import InvalidRequestError, IvsThrottledError
+from tokensvc.errors import InvalidRequestError, IvsThrottledError, StoreUnavailableError
 from tokensvc.http.revocation_structs import BanRequest, DisconnectRequest
 from tokensvc.revocation.bans import REFRESH_SECONDS
 from tokensvc.revocation.requests import (
@@ -88,6 +88,29 @@ async def test_a_disconnect_is_kept_over_a_restart_and_done_then(stopped: Servic
     assert [one for _, one, _ in stopped.ivs.disconnected] == ["p1"]
 
 
+async def test_a_kick_is_answered_where_its_end_cannot_be_estimated(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(*_: object, **__: object) -> int:
+        raise StoreUnavailableError("The database took too long for a statement.")
+
+    monkeypatch.setattr("tokensvc.ledger.Ledger.count_living", fail)
+    answer = await service.post("/v1/disconnects", {**ANA, "ban": 60})
+    assert answer.status_code == 202, "stored, and the ban holds"
+    assert answer.json()["expectedCompletion"]
+    await banned(service)
+
+
+async def test_a_participant_of_another_stage_is_not_kicked_in_vain(service: Service):
+    participant = (await service.mint(stageArn=stage_arn("stage2")))["participantId"]
+    body = {**STAGE, "participantId": participant, "ban": 60}
+    problem = problem_in(await service.post("/v1/disconnects", body), 400, "invalid_request")
+    assert [(one["field"], one["code"]) for one in problem["errors"]] == [("stageArn", "mismatch")]
+    assert (await service.get("/v1/bans")).json()["bans"] == []
+    body["stageArn"] = stage_arn("stage2")
+    assert (await service.post("/v1/disconnects", body)).status_code == 202
+
+
 async def test_progress_is_told_page_by_page(service: Service):
     for number in range(3):
         service.ivs.join(f"p{number}", "ana")
@@ -127,6 +150,7 @@ async def test_a_stage_alone_empties_no_stage(service: Service):
         ({"everybody": "true"}, "everybody", "type", None),
         ({"reason": "r" * 129}, "reason", "too_long", 128),
         ({"reason": 1}, "reason", "type", None),
+        ({"reason": "a\0b"}, "reason", "encoding", None),
         ({"ban": -1}, "ban", "out_of_range", YEARS),
         ({"ban": YEARS + 1}, "ban", "out_of_range", YEARS),
         ({"ban": True}, "ban", "type", None),
@@ -381,7 +405,7 @@ async def test_the_queue_of_disconnects_is_told_with_its_age(service: Service):
     await service.post("/v1/disconnects", {**STAGE, "participantId": "p1"})
     service.now += 30
     service.sleeper.nudge(longest=10.0)
-    for _ in range(100):
+    for _ in range(1000):
         text = (await service.get("/metrics", caller=None)).text
         if f'tokensvc_disconnect_queue{{region="{REGION}",state="due"}} 1.0' in text:
             break

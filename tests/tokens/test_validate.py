@@ -79,6 +79,7 @@ def test_the_default_duration_stays_within_the_operators_limit():
         ({"userId": 1}, "userId", "type", None),
         ({"userId": "u" * 129}, "userId", "too_long", 128),
         ({"userId": "\ud800"}, "userId", "encoding", None),
+        ({"userId": "a\0b"}, "userId", "encoding", None),
         ({"duration": "720"}, "duration", "type", None),
         ({"duration": True}, "duration", "type", None),
         ({"duration": 1.5}, "duration", "type", None),
@@ -183,7 +184,7 @@ def test_anything_is_taken_or_refused_with_named_fields(body):
 
 
 @given(
-    user_id=st.none() | text.filter(lambda value: len(value) <= 128),
+    user_id=st.none() | text.filter(lambda value: len(value) <= 128 and "\0" not in value),
     duration=st.integers(1, 20160),
     capabilities=st.lists(st.sampled_from(["PUBLISH", "SUBSCRIBE"]), unique=True),
     attributes=st.dictionaries(text, text, max_size=5).filter(

@@ -32,7 +32,7 @@ const requests = {
   "emoji": { stageArn: stage, userId: "👩🏽‍🚀 crew", attributes: { mood: "🎉🎮", "🔑": "✓" } },
   "japanese, arabic, hebrew": { stageArn: stage, userId: "配信者", attributes: { ar: "مرحبا", he: "שלום", ja: "こんにちは" } },
   "quotes and backslashes": { stageArn: stage, userId: "a\"b\\c/d", attributes: { "\"": "\\\"", "</script>": "<b>&amp;</b>" } },
-  "control characters": { stageArn: stage, userId: "\u0000\u0001\b\t\n\f\r\u001f", attributes: { "\n": "\r\n" } },
+  "control characters": { stageArn: stage, userId: "\u0001\b\t\n\f\r\u001f", attributes: { "\u0000\n": "\r\n" } },
   "line separators and no-break space": { stageArn: stage, userId: "a\u2028b\u2029c\u00a0d", attributes: { bom: "\ufeff" } },
   "last code points": { stageArn: stage, userId: "\ud7ff\ue000\uffff\u{10000}\u{10ffff}" },
   "maximal user id": { stageArn: stage, userId: "u".repeat(128) },

@@ -187,10 +187,15 @@ def _print_invalidation(answer: InvalidationAnswer) -> None:
     signed = answer.phase == "ACTIVE"
     signs = answer.successor if answer.dry_run and signed else answer.active_key_id
     click.echo(f"  then signs: {signs or 'nothing; tokens come from CreateParticipantToken'}")
-    click.echo(
-        f"  living tokens that cannot join any more: {answer.living_tokens}, the last until"
-        f" {moment(answer.latest_expiry)}"
-    )
+    if answer.living_tokens is None:
+        click.echo(
+            "  living tokens that cannot join any more: not counted, the store took too long"
+        )
+    else:
+        click.echo(
+            f"  living tokens that cannot join any more: {answer.living_tokens}, the last until"
+            f" {moment(answer.latest_expiry)}"
+        )
     if answer.tokens:
         print_table(
             ("STAGE", "CALLER", "TOKENS", "LAST UNTIL"),

@@ -12,7 +12,13 @@ from typing import Final
 
 import structlog
 
-from tokensvc.errors import FieldError, InvalidRequestError, NotFoundError, TokenServiceError
+from tokensvc.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotFoundError,
+    StoreUnavailableError,
+    TokenServiceError,
+)
 from tokensvc.http.key_report import describe_key, describe_problem, describe_region, not_signing
 from tokensvc.http.key_structs import (
     InvalidationAnswer,
@@ -26,7 +32,7 @@ from tokensvc.http.key_structs import (
 from tokensvc.keyring import RingManager, RingState, RingStore
 from tokensvc.keyring.follower import RingFollower
 from tokensvc.keyring.status import Problem, RegionStatus
-from tokensvc.ledger import Ledger
+from tokensvc.ledger import KeyUse, Ledger
 from tokensvc.revocation import DisconnectAsk, Revocations
 
 __all__ = ["KeyOperations"]
@@ -159,7 +165,7 @@ class KeyOperations:
                 accepted = await self._revocations.disconnect(ask, caller_id=caller_id)
                 queued = QueuedDisconnect(accepted.disconnect_id, accepted.expected_completion)
             await self._recover(region)
-        use = await self._ledger.key_use(key_id, self._clock())
+        use = await self._use(key_id, needed=dry_run)
         active = (await self._rings.load(region)).active
         return InvalidationAnswer(
             key_id=key_id,
@@ -171,14 +177,25 @@ class KeyOperations:
             active_key_id=None if active is None else active.key_id,
             deleted=report.deleted,
             problem=None if report.problem is None else describe_problem(report.problem),
-            living_tokens=use.living,
-            latest_expiry=use.latest_expiry,
+            living_tokens=None if use is None else use.living,
+            latest_expiry=None if use is None else use.latest_expiry,
             tokens=[
                 KeyUserAnswer(user.stage_arn, user.caller_id, user.living, user.latest_expiry)
-                for user in use.users
+                for user in (() if use is None else use.users)
             ],
             disconnect=queued,
         )
+
+    async def _use(self, key_id: str, *, needed: bool) -> KeyUse | None:
+        """Return whose tokens the key has signed; None where that is not `needed` and took too long."""
+        try:
+            return await self._ledger.key_use(key_id, self._clock())
+        except StoreUnavailableError as error:
+            if needed:
+                raise
+            # What was asked for is done, and millions of tokens take seconds to count.
+            _log.warning("key_use_not_counted", key_id=key_id, detail=error.detail)
+            return None
 
     async def _answer(self, region: str, old: str | None, status: RegionStatus) -> RotationAnswer:
         await self._ring.refresh(reload=True)

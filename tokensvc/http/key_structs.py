@@ -152,7 +152,8 @@ class InvalidationAnswer(Struct, rename="camel"):
     sign, or where nothing can take its place at once: then `activeKeyId` says who signs by now, and
     while that is null tokens come from CreateParticipantToken. `deleted` says that IVS holds the key
     no more; where not, `problem` says why, and it is tried again. `livingTokens` can no longer join;
-    `tokens` says whose they are, the 1,000 largest groups first.
+    `tokens` says whose they are, the 1,000 largest groups first. Where the store did not count them in
+    time, `livingTokens` is null and `tokens` empty; a dry run asks again.
     """
 
     key_id: str
@@ -164,7 +165,7 @@ class InvalidationAnswer(Struct, rename="camel"):
     active_key_id: str | None
     deleted: bool
     problem: RegionProblem | None
-    living_tokens: int
+    living_tokens: int | None
     latest_expiry: int | None
     tokens: list[KeyUserAnswer]
     disconnect: QueuedDisconnect | None

@@ -19,6 +19,7 @@ from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.fields import (
     FieldParser,
     invalid_fields,
+    nul_character,
     parse_object,
     parse_stage_arn,
     parse_token_id,
@@ -191,6 +192,8 @@ def _parse_reason(value: object, errors: list[FieldError]) -> str | None:
     elif not value.isascii() and _has_lone_surrogate(value):
         detail = "holds a lone surrogate, which UTF-8 cannot carry"
         errors.append(FieldError("reason", "encoding", detail))
+    elif "\0" in value:
+        errors.append(nul_character("reason"))
     else:
         return value
     return None

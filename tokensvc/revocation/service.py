@@ -12,7 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tokensvc.errors import NotFoundError, NotRepeatableError
+import structlog
+
+from tokensvc.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotFoundError,
+    NotRepeatableError,
+    StoreUnavailableError,
+)
 from tokensvc.ledger import Claim, IdempotencyRef, Ledger
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
@@ -23,12 +31,14 @@ from tokensvc.revocation.disconnect_store import (
 )
 from tokensvc.revocation.disconnects import Disconnect, DisconnectAsk, DisconnectProgress
 from tokensvc.revocation.schedule import SPACING_SECONDS
-from tokensvc.tokens.ids import new_participant_id
+from tokensvc.tokens.ids import is_token_id, new_participant_id
 from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = ["Accepted", "Revocations"]
 
 MAX_SLICES: Final = 100
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,8 @@ class Revocations:
         """Store a request, with its ban, and return once neither can be lost.
 
         The same `ref` again gives the same request; raises IdempotencyConflictError, and
-        NotRepeatableError where that request is long over.
+        NotRepeatableError where that request is long over. Raises InvalidRequestError for a
+        participant whose token is for another stage.
         """
         now = self._clock()
         first = await self._first_call(ask, now)
@@ -110,7 +121,7 @@ class Revocations:
         self, token_id: str, *, caller_id: str | None, ref: IdempotencyRef | None = None
     ) -> Accepted:
         """Store the revocation of a connection token of the ledger; raises NotFoundError."""
-        found = await self._ledger.latest(token_id)
+        found = await self._ledger.latest(token_id) if is_token_id(token_id) else None
         if found is None or found.kind != "connection":
             raise NotFoundError("There is no such connection token.")
         ask = DisconnectAsk.of_connection_token(found.region, token_id)
@@ -120,6 +131,8 @@ class Revocations:
         self, disconnect_id: str, *, cursor: str | None = None, limit: int = 100
     ) -> DisconnectProgress:
         """Return where a request stands; raises NotFoundError and InvalidRequestError (`cursor`)."""
+        if not is_token_id(disconnect_id):
+            raise NotFoundError("There is no such disconnect.")
         return await self._store.progress(
             disconnect_id, now=self._clock(), cursor=cursor, limit=limit
         )
@@ -166,7 +179,7 @@ class Revocations:
 
     async def find_ban(self, ban_id: str) -> Ban:
         """Return a ban, lifted and ended ones too for a day; raises NotFoundError."""
-        found = await self._ban_store.get(ban_id)
+        found = await self._ban_store.get(ban_id) if is_token_id(ban_id) else None
         if found is None:
             raise NotFoundError("There is no such ban.")
         return found
@@ -191,6 +204,8 @@ class Revocations:
 
     async def lift(self, ban_id: str) -> Ban:
         """Lift a ban; raises NotFoundError."""
+        if not is_token_id(ban_id):
+            raise NotFoundError("There is no such ban.")
         lifted = await self._ban_store.lift(ban_id)
         self._bans.apply([lifted])
         return lifted
@@ -275,6 +290,16 @@ class Revocations:
         if ask.kind not in {"participant", "connection_token"} or ask.target_id is None:
             return None
         issued = await self._ledger.latest(ask.target_id)
+        if (
+            ask.kind == "participant"
+            and issued is not None
+            and issued.stage_arn not in (None, ask.stage_arn)
+        ):
+            # IVS would not know the participant there, and the kick would end as "not connected".
+            detail = "is not the stage that this participant's token is for"
+            raise InvalidRequestError(
+                f"stageArn: {detail}", errors=(FieldError("stageArn", "mismatch", detail),)
+            )
         expiries = await self._ledger.last_expiries([ask.target_id])
         exp = expiries.get(ask.target_id, now + MAX_PARTICIPANT_TTL_SECONDS)
         if ask.kind == "connection_token":
@@ -289,6 +314,16 @@ class Revocations:
         )
 
     async def _expected(self, request: Disconnect, now: float) -> float:
+        """Return when a request that is stored may be done; never raises for what the store does."""
+        try:
+            ahead = await self._calls_ahead(request, now)
+        except StoreUnavailableError as error:
+            # An estimate; the answer must not say that what is stored has failed.
+            _log.warning("disconnect_not_estimated", detail=error.detail)
+            ahead = 1
+        return now + SPACING_SECONDS * max(1, ahead)
+
+    async def _calls_ahead(self, request: Disconnect, now: float) -> int:
         ahead = await self._store.queue_length(request.region)
         if request.next_sweep_at is not None:
             ahead += await self._ledger.count_living(
@@ -297,7 +332,7 @@ class Revocations:
                 user_id=request.user_id,
                 key_id=request.target_id if request.kind == "key" else None,
             )
-        return now + SPACING_SECONDS * max(1, ahead)
+        return ahead
 
 
 def _result(request: Disconnect) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "invalid_fields",
     "is_role",
     "json_type",
+    "nul_character",
     "parse_attributes",
     "parse_capabilities",
     "parse_duration",
@@ -86,6 +87,9 @@ def parse_user_id(value: object, errors: list[FieldError]) -> str | None:
         return None
     if _utf8_length(value) is None:
         errors.append(_lone_surrogate("userId"))
+        return None
+    if "\0" in value:
+        errors.append(nul_character("userId"))
         return None
     return value
 
@@ -227,6 +231,11 @@ def _utf8_length(text: str) -> int | None:
         return len(text.encode("utf-8"))
     except UnicodeEncodeError:
         return None
+
+
+def nul_character(field: str) -> FieldError:
+    """Return the error for text with U+0000 in it, which PostgreSQL cannot keep."""
+    return FieldError(field, "encoding", "holds U+0000, which the store cannot keep")
 
 
 def _lone_surrogate(field: str) -> FieldError:

@@ -101,7 +101,9 @@ def _stage(text: str | None, regions: Collection[str]) -> StageArn | None:
 
 
 def _is_user_id(text: str) -> bool:
-    return len(text) <= MAX_USER_ID_CHARS and (text.isascii() or _utf8_length(text) >= 0)
+    if len(text) > MAX_USER_ID_CHARS or "\0" in text:
+        return False
+    return text.isascii() or _utf8_length(text) >= 0
 
 
 def _are_attributes(attributes: Mapping[str, str]) -> bool:
