@@ -285,6 +285,11 @@ async def test_a_lease_has_one_holder_and_its_fence_grows(engine, replica, secon
     assert fourth.fence == 4
     assert not await leases[1].still_held(third)
     assert await leases[1].take("work", "x", seconds=10, now=NOW - 3600 - 40) is None
+    # A holder that took it again is not held to what it had before.
+    again = await leases[0].take("work", "late", seconds=10, now=fourth.expires_at)
+    assert (again.holder, again.fence) == (fourth.holder, 5)
+    assert await leases[0].renew(fourth, seconds=99, now=NOW) is None
+    assert not await leases[0].still_held(fourth)
 
 
 async def test_the_whole_way_of_a_kick(replica, other, ivs):

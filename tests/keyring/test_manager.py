@@ -29,6 +29,7 @@ from tokensvc.errors import (
     KeyMismatchError,
     NoSigningKeyError,
     NotFoundError,
+    RingConflictError,
     StoreUnavailableError,
 )
 from tokensvc.keyring.record import DeleteReason, KeyPhase, key_tags
@@ -626,3 +627,78 @@ async def test_an_active_key_that_fails_its_self_check_is_replaced(world: World)
     assert world.active.key_id == standby.key_id
     assert [problem.code for problem in status.problems] == ["key_mismatch"]
     assert (await manager.load_view()).signing_key(REGION).key_id == standby.key_id
+
+
+async def test_a_key_that_was_given_up_and_is_back_is_not_swept_under_its_tokens(
+    world: World,
+) -> None:
+    manager = await world.settled()
+    lost = world.active
+    held = world.ivs.keys.pop(lost.arn or "")
+    await manager.tick(REGION)
+    assert world.ring().key(lost.key_id).delete_reason is DeleteReason.GONE
+    world.ivs.keys[held.arn] = held
+    await manager.tick(REGION)
+    assert held.arn in world.ivs.keys, "its living tokens join again"
+    world.clock.now += world.policy.drain
+    world.clock_off = 3600.0
+    await manager.tick(REGION)
+    assert held.arn in world.ivs.keys
+    world.clock_off = 0.0
+    await manager.tick(REGION)
+    assert held.arn not in world.ivs.keys
+
+
+async def test_another_key_under_our_name_and_tags_is_not_taken_for_ours(world: World) -> None:
+    world.ivs.fails("ImportPublicKey", ivs_error())
+    manager = world.manager()
+    await manager.tick(REGION)
+    (key,) = world.ring().in_phase(KeyPhase.GENERATED)
+    tags = key_tags(RING, world.ring().owner, key.key_id)
+    world.ivs.put(REGION, public_key_pem(generate_private_key()), key.name, tags)
+    status = await manager.tick(REGION)
+    assert [problem.code for problem in status.problems] == ["key_mismatch"]
+    assert "another public key under the name" in status.problems[0].detail
+    assert world.phases() == {"GENERATED": 1}
+
+
+async def test_a_key_is_not_noted_as_deleted_by_another_account_that_never_had_it(
+    world: World,
+) -> None:
+    await world.settled()
+    key = world.active
+    world.ivs.keys.clear()
+    world.ivs.account = "999999999999"
+    world.ivs.put(REGION, public_key_pem(generate_private_key()))
+    report = await world.manager().invalidate(REGION, key.key_id)
+    assert (report.deleted, report.problem.code) == (False, "key_mismatch")
+    assert world.ring().key(key.key_id).phase is KeyPhase.RETIRING
+
+
+async def test_an_invalidation_that_meets_another_change_is_done_on_the_ring_as_it_is_then(
+    world: World,
+) -> None:
+    manager = await world.settled()
+    key = world.active
+    left = 2
+
+    def conflict(operation: str) -> None:
+        nonlocal left
+        if operation == "save" and left:
+            left -= 1
+            raise RingConflictError("changed since")
+
+    world.store.before = conflict
+    assert (await manager.invalidate(REGION, key.key_id)).deleted
+    assert world.active.key_id != key.key_id
+    left = 100
+    with pytest.raises(RingConflictError, match="keeps being changed"):
+        await manager.invalidate(REGION, world.active.key_id)
+
+
+async def test_a_half_that_does_not_open_is_not_imported(world: World) -> None:
+    world.ivs.fails("ImportPublicKey", ivs_error())
+    await world.manager().tick(REGION)
+    status = await world.manager(sealer=LocalSealer(bytes(32))).tick(REGION)
+    assert [problem.code for problem in status.problems] == ["seal"]
+    assert world.ivs.keys == {}

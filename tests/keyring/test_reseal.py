@@ -82,3 +82,21 @@ async def test_a_sealer_of_many_seals_under_the_first(world: World) -> None:
 
 def _context(world: World) -> SealContext:
     return SealContext(RING, REGION, world.active.key_id)
+
+
+class Forgetful:
+    """Seals what nobody can open again."""
+
+    async def seal(self, private_key: bytes, context: SealContext) -> bytes:
+        return await NEW.seal(bytes(len(private_key)), context)
+
+    async def unseal(self, sealed: bytes, context: SealContext) -> bytes:
+        return await NEW.unseal(sealed, context)
+
+
+async def test_the_only_copy_is_not_replaced_by_one_that_does_not_open(world: World) -> None:
+    await world.settled()
+    before = world.ring()
+    with pytest.raises(SealError, match="does not open under the new master key"):
+        await reseal(world.store, RING, old=world.sealer, new=Forgetful())
+    assert world.ring() == before

@@ -147,3 +147,12 @@ def test_a_pipe_or_a_missing_file_is_said_and_does_not_hang(tmp_path: Path) -> N
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be created"):
         create_master_key(tmp_path / "missing" / "master.key")
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "master.key"
+    create_master_key(path)
+    somebody_else = path.stat().st_uid + 1
+    monkeypatch.setattr(os, "geteuid", lambda: somebody_else)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        load_master_key(path)

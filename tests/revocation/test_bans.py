@@ -311,3 +311,17 @@ def test_in_whatever_order_changes_come_the_list_says_what_a_slow_reader_would(h
                     for ban in last.values()
                 )
                 assert (bans.check(stage, user, participant, now) is not None) == stands
+
+
+async def test_the_age_of_the_list_counts_from_the_question_and_not_from_the_answer(time):
+    class Slow:
+        async def version(self) -> int:
+            time.now += 8
+            return 0
+
+        async def changes(self, after: int) -> BanChanges:
+            return BanChanges((), after, complete=True)
+
+    bans = BanList(Slow(), time)
+    await bans.refresh()
+    assert bans.age() == 8
