@@ -19,6 +19,7 @@ from tests.http.support import (
     stage_arn,
 )
 from tokensvc.errors import ConfigurationError, StoreUnavailableError, TokenServiceError
+from tokensvc.http import background
 from tokensvc.http.app import create_app
 from tokensvc.http.background import every
 from tokensvc.http.parts import open_parts
@@ -160,3 +161,13 @@ async def test_background_work_outlives_its_faults_and_logs_each_once(log: io.St
         "background_work_recovered",
     ]
     assert set(slept) == {7.0}
+
+
+async def test_background_work_that_ends_by_a_fault_is_told_at_once(log: io.StringIO):
+    async def work() -> None:
+        raise ZeroDivisionError("a bug")
+
+    async with background.running([work()]):
+        while "background_work_ended" not in log.getvalue():  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+    assert "ZeroDivisionError" in log.getvalue()

@@ -227,6 +227,24 @@ async def test_the_pauses_grow_to_a_bound_and_the_fault_is_logged_once():
     assert [log["event"] for log in logs] == ["change_feed_lost"]
 
 
+async def test_a_fault_that_nobody_foresaw_does_not_end_the_listening():
+    waits, attempts = Waits(), 0
+
+    async def connect() -> asyncpg.Connection:
+        nonlocal attempts
+        attempts += 1
+        raise ZeroDivisionError("a bug of the driver's")
+
+    listener = ChangeListener(connect, clock=Clock(), sleep=waits, luck=lambda: 0.5)
+    with capture_logs() as logs:
+        async with listening(listener):
+            await until(lambda: bool(waits.waiting))
+            waits.let(lambda _: True)
+            await until(lambda: attempts == 2)
+    assert [log["event"] for log in logs] == ["change_feed_lost"]
+    assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
+
+
 async def test_a_poll_comes_in_its_time_where_nothing_is_heard():
     waits = Waits()
     listener = ChangeListener(None, clock=Clock(), sleep=waits, luck=lambda: 0.5)  # type: ignore[arg-type]

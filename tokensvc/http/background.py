@@ -62,6 +62,8 @@ def log_fault(name: str, fault: Exception) -> None:
 async def running(work: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run each of `work` as a task inside, and end them at the exit, waiting 5 seconds at most."""
     tasks = [asyncio.create_task(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(_tell_end)
     try:
         yield
     finally:
@@ -71,3 +73,9 @@ async def running(work: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[No
             _, pending = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
             for task in pending:
                 _log.warning("background_work_does_not_stop", work=repr(task.get_coro()))
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    # Nothing here is meant to end by a fault; if it does, it must not be found out by what is missing.
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        _log.error("background_work_ended", work=repr(task.get_coro()), exc_info=fault)

@@ -35,6 +35,14 @@ GATHER_SECONDS: Final = 0.02
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 
+_FORESEEN: Final = (
+    TokenServiceError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -145,13 +153,18 @@ class ChangeListener:
         while True:
             try:
                 await self._listen()
-            except (TokenServiceError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as e:
+            except Exception as e:  # noqa: BLE001 - a listener that has ended would say that all is well
                 if self._lost_since is None:
                     # It had been listening, so this is a new fault.
                     self._lost_since = self._clock()
                     delay, reported = FIRST_DELAY_SECONDS, False
                 if not reported:
-                    _log.warning("change_feed_lost", error=type(e).__name__, reason=_reason(e))
+                    _log.warning(
+                        "change_feed_lost",
+                        error=type(e).__name__,
+                        reason=_reason(e),
+                        exc_info=None if isinstance(e, _FORESEEN) else e,
+                    )
                     reported = True
             await self._sleep(delay * (0.5 + self._luck()))
             delay = min(delay * 2, LAST_DELAY_SECONDS)
