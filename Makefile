@@ -68,6 +68,11 @@ bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (defaul
 bench-loss: $(VENV)/.dev ## measure what a crash loses where the ledger is relaxed
 	$(BIN)/python -m tests.bench.loss
 
+.PHONY: bench-commits
+bench-commits: $(VENV)/.dev ## measure what a commit of the ledger costs on SQLite and PostgreSQL
+	@.ci/ensure-postgres
+	$(BIN)/python -m tests.bench.commits
+
 .PHONY: chaos
 chaos: $(VENV)/.dev ## three replicas under load while all around them fails, for MINUTES (default 10); SEED=n repeats
 	@.ci/ensure-postgres
