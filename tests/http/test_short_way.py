@@ -1,4 +1,4 @@
-"""The short way of a mint answers as the long one does: same answers, log lines, counts and ledger rows."""
+"""The short way of mint and batch answers as the long one does: same answers, log lines, counts and ledger rows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tokensvc.http.server import KEEP_ALIVE_SECONDS
 UNKNOWN_CALLER = b"Bearer tsk_000000000000_" + b"A" * 43
 FRESH = {"token", "participantId", "requestId"}
 """What no two answers have in common."""
+MINT = b"/v1/tokens"
+BATCH = b"/v1/tokens/batch"
 
 
 class Seen(NamedTuple):
@@ -52,7 +54,9 @@ class Watcher:
 
         self.app.answer_at_once = counted  # type: ignore[method-assign]
 
-    async def see(self, body: bytes, headers: dict[str, bytes], *, short: bool) -> Seen:
+    async def see(
+        self, body: bytes, headers: dict[str, bytes], *, short: bool, path: bytes = MINT
+    ) -> Seen:
         given = {
             "host": b"x",
             "authorization": self.server.service.authorization()["authorization"].encode(),
@@ -62,7 +66,7 @@ class Watcher:
         }
         lines = [b"%b: %b\r\n" % (n.title().encode(), v) for n, v in given.items() if v != b""]
         length = b"Content-Length: %d\r\n\r\n" % len(body)
-        head = b"POST /v1/tokens HTTP/1.1\r\n" + b"".join(lines) + length
+        head = b"POST %b HTTP/1.1\r\n" % path + b"".join(lines) + length
         connection = await self.server.connect()
         counts, rows, taken = self._counts(), self._rows(), self.short
         self.log.seek(0)
@@ -86,7 +90,7 @@ class Watcher:
         return Seen(
             status,
             answered,
-            {name: value for name, value in content.items() if name not in FRESH},
+            _without_fresh(content),
             [
                 {name: value for name, value in json.loads(line).items() if name not in _TIMES}
                 for line in self.log.getvalue().splitlines()
@@ -121,6 +125,14 @@ class Watcher:
 
 
 _TIMES = {"ms", "time"}
+
+
+def _without_fresh(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_fresh(one) for one in content]
+    if not isinstance(content, dict):
+        return content
+    return {name: _without_fresh(value) for name, value in content.items() if name not in FRESH}
 
 
 @pytest.fixture
@@ -179,6 +191,73 @@ async def test_both_ways_answer_the_same(watcher: Watcher, name: str):
     assert short.status == status
     assert len(short.rows) == (status == 201)
     assert [line["event"] for line in short.lines] == ["request"]
+
+
+def batch(*tokens: object, **defaults: object) -> bytes:
+    return json.dumps(
+        {"defaults": {"stageArn": stage_arn(), **defaults}, "tokens": tokens}
+    ).encode()
+
+
+BATCHES: dict[str, tuple[bytes, dict[str, bytes], int, int]] = {
+    "many": (batch(*({"userId": f"u{n}"} for n in range(50))), {}, 200, 50),
+    "of every kind": (
+        batch(
+            {"userId": "Jos\u00e9", "attributes": {"name": "\u65e5\u672c"}},
+            {"stageArn": stage_arn("stage2"), "duration": 5.0, "capabilities": []},
+            {"stageArn": stage_arn("nobodys")},
+            {"issuer": "ivs"},
+            {"duration": 0, "usrId": "a"},
+            {"role": "host"},
+            5,
+            {"stageArn": stage_arn(region=OTHER_REGION)},
+            duration=30,
+        ),
+        {},
+        200,
+        3,
+    ),
+    "empty": (batch(), {}, 200, 0),
+    "bad defaults": (batch({}, duration=0), {}, 400, 0),
+    "no batch": (b'{"token":[]}', {}, 400, 0),
+    "no JSON": (b'{"tokens":[{]}', {}, 400, 0),
+    "no key": (batch({}), {"authorization": b""}, 401, 0),
+    "media type": (batch({}), {"content-type": b"text/plain"}, 415, 0),
+    "bad idempotency key": (batch({}), {"idempotency-key": b"a b"}, 400, 0),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+async def test_both_ways_answer_a_batch_the_same(watcher: Watcher, name: str):
+    body, headers, status, rows = BATCHES[name]
+    # What is looked up once is looked up by neither of the two.
+    await watcher.see(body, headers, short=True, path=BATCH)
+    short = await watcher.see(body, headers, short=True, path=BATCH)
+    long = await watcher.see(body, headers, short=False, path=BATCH)
+    assert short == long
+    assert short.status == status
+    assert len(short.rows) == rows
+    assert [line["event"] for line in short.lines] == ["request"]
+
+
+async def test_a_batch_gives_each_item_what_a_mint_gives_it(watcher: Watcher):
+    items: list[dict[str, Any]] = [
+        {"userId": "ana"},
+        {"userId": "Jos\u00e9", "attributes": {"a": "b"}, "capabilities": ["PUBLISH"]},
+        {"stageArn": stage_arn("stage2"), "duration": 7, "issuer": "local"},
+        {"issuer": "ivs"},
+    ]
+    together = await watcher.see(batch(*items), {}, short=True, path=BATCH)
+    alone = [
+        await watcher.see(json.dumps({"stageArn": stage_arn(), **item}).encode(), {}, short=True)
+        for item in items
+    ]
+    assert together.body["tokens"] == [one.body for one in alone]
+    assert together.rows == [row for one in alone for row in one.rows]
+    issued = "tokensvc_tokens_issued_total"
+    for name, count in together.counts.items():
+        if name.startswith((issued, "tokensvc_ledger_rows")):
+            assert count == sum(one.counts[name] for one in alone)
 
 
 async def test_a_repeated_request_gets_its_token_by_either_way(watcher: Watcher):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from structlog.contextvars import bound_contextvars
 
 from tokensvc.errors import AuditUnavailableError, ConfigurationError
@@ -98,7 +99,7 @@ def test_mints_are_told_in_summary():
     audit = audit_to(kept)
     for _ in range(3):
         audit.minted(GROUP)
-    audit.minted(GROUP._replace(outcome="banned"), 2)
+    audit.minted(replace(GROUP, outcome="banned"), 2)
     assert kept.lines == []
     audit.tell_mints()
     assert [(line["outcome"], line["count"]) for line in kept.lines] == [("done", 3), ("banned", 2)]
@@ -113,7 +114,7 @@ def test_groups_of_mints_are_bounded():
     kept = Kept()
     audit = audit_to(kept)
     for number in range(MAX_GROUPS):
-        audit.minted(GROUP._replace(stage_arn=f"arn:{number}"))
+        audit.minted(replace(GROUP, stage_arn=f"arn:{number}"))
     assert len(kept.lines) == MAX_GROUPS
 
 

@@ -39,8 +39,8 @@ from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
 from tokensvc.http.request_audit import RequestAudit, policy_recorder
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
-from tokensvc.http.short_way import ShortWay
-from tokensvc.http.token_routes import TOKEN_ROUTES, mint
+from tokensvc.http.short_way import ShortWay, short_ways
+from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.keyring.loop import RotationLoop
 from tokensvc.ledger import LedgerJanitor
@@ -209,9 +209,12 @@ def create_app(
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload
-            edge.short_way = ShortWay(app, service, "POST", "/v1/tokens", mint.fn)
+            edge.short_ways = short_ways(
+                ShortWay(app, service, "POST", "/v1/tokens", mint.fn),
+                ShortWay(app, service, "POST", "/v1/tokens/batch", mint_batch.fn),
+            )
             yield
-            edge.short_way = None
+            edge.short_ways = {}
             _log.info("service_stopping")
         install(app.state, None)
 

@@ -9,12 +9,13 @@ the path, a query string, a header or a body.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tokensvc.errors import OverloadedError, TokenServiceError
 from tokensvc.http.answers import Answer
@@ -51,8 +52,8 @@ class Edge:
         self.app = app
         self.startup_error: TokenServiceError | None = None
         """Why the service did not start, where that is the operator's to mend; else None."""
-        self.short_way: ShortWay | None = None
-        """For requests that need not go through Litestar's routing; None while nothing is served."""
+        self.short_ways: Mapping[bytes, ShortWay] = {}
+        """By URL, for requests that need not go through Litestar's routing; none before it serves."""
         self.audit: RequestAudit | None = None
         """What requests are told to when they are answered; None before anything is served."""
         self.reload: Callable[[], None] = _nothing_to_reload
@@ -60,6 +61,8 @@ class Edge:
         self._metrics = metrics
         self._clock = perf_counter
         self._access = AccessLog()
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._openings: dict[int, bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through the server's lifespan."""
@@ -141,6 +144,20 @@ class Edge:
             return answer, head
         finally:
             self._note(short.method, short.path, facts, soon=True)
+
+    def opening(self, status: int, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return how an answer begins: its status line, and the headers that the server gives to all.
+
+        Those are another list whenever they change, which they do every second, with the date.
+        """
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._openings.clear()
+        found = self._openings.get(status)
+        if found is None:
+            lines = [b"%b: %b\r\n" % header for header in default_headers]
+            found = self._openings[status] = STATUS_LINE[status] + b"".join(lines)
+        return found
 
     def _failed(self, facts: RequestFacts) -> Answer:
         self._access.exception("answer_failed")

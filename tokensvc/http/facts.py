@@ -56,8 +56,11 @@ class RequestFacts:
         for name, value in sent:
             if name in _WANTED:
                 headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
-        given = headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else _new_request_id()
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            self.request_id = given.decode()
+        else:
+            self.request_id = _new_request_id()
         self.headers = headers
         self.body = body
         self.started = started

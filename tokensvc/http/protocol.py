@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tokensvc.errors import InvalidRequestError, TokenServiceError
@@ -58,6 +58,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._idle_since: float | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._fault = _NOT_HTTP
+        self._version = ""
+        self._is_chunked = False
         self._short: ShortWay | None = None
         self._chunks: list[bytes] = []
 
@@ -109,7 +111,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """End a head, and choose who answers: the application, or its refusal."""
         self._in_head = False
-        self._head_is_over()
+        if self._head_timer is not None:
+            self._head_is_over()
         self._check_head()
         crowded = self._max_connections is not None and (
             len(self.connections) > self._max_connections
@@ -149,26 +152,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         That is one for its very URL, in HTTP/1.1 on a connection that stays open, with nothing to be
         answered before it, whose body has a length and waits for no go-ahead.
         """
-        short = self._edge.short_way
+        short = self._edge.short_ways.get(self.url)
+        before = self.cycle
+        parser = self.parser
         if (
             short is None
-            or self.url != short.url
+            or self._is_chunked
             or self.expect_100_continue
-            or self.parser.get_method() != short.verb
-            or self.parser.get_http_version() != "1.1"
-            or not self.parser.should_keep_alive()
-            or self.parser.should_upgrade()
-            or self._is_answering()
+            or self._version != "1.1"
+            or parser.get_method() != short.verb
+            or not parser.should_keep_alive()
+            or parser.should_upgrade()
+            # What is answered already goes first.
+            or (before is not None and not before.response_complete)  # type: ignore[redundant-expr]
         ):
             return None
-        for name, _ in self.headers:
-            if name == b"transfer-encoding":
-                return None
         return short
-
-    def _is_answering(self) -> bool:
-        before: object = self.cycle
-        return before is not None and not self.cycle.response_complete
 
     def _go_the_long_way(self) -> None:
         # The body is not all there: what has come so far is handed on.
@@ -188,14 +187,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 await self.flow.drain()
             if cycle.disconnected or self.transport.is_closing():
                 return
-            head = [STATUS_LINE[answer.status_code]]
-            for name, value in self.server_state.default_headers:
-                head += (name, b": ", value, b"\r\n")
             closes = answer.closes_connection()
             if not cycle.keep_alive and not closes:
                 lines += b"connection: close\r\n"
-            head += (lines, b"\r\n", answer.body)
-            self.transport.write(b"".join(head))
+            head = self._edge.opening(answer.status_code, self.server_state.default_headers)
+            self.transport.write(b"%b%b\r\n%b" % (head, lines, answer.body))
             cycle.response_complete = True
             if closes or not cycle.keep_alive:
                 self.transport.close()
@@ -215,7 +211,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         RFC 9112, sections 2.3 (versions), 3.2 (exactly one Host) and 6.1 (Transfer-Encoding). What is
         raised in a callback of the parser ends in `send_400_response`.
         """
-        version = self.parser.get_http_version()
+        version = self._version = self.parser.get_http_version()
+        self._is_chunked = False
         if version not in _VERSIONS:
             self._fault = "The version of HTTP has to be 1.1, or 1.0."
             raise _BadHeadError
@@ -223,11 +220,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
-            elif name == b"transfer-encoding" and (
-                version != "1.1" or value.lower().strip() != b"chunked"
-            ):
-                self._fault = "The only Transfer-Encoding is chunked, in HTTP/1.1."
-                raise _BadHeadError
+            elif name == b"transfer-encoding":
+                self._is_chunked = True
+                if version != "1.1" or value.lower().strip() != b"chunked":
+                    self._fault = "The only Transfer-Encoding is chunked, in HTTP/1.1."
+                    raise _BadHeadError
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             self._fault = "A request has exactly one Host."
             raise _BadHeadError

@@ -1,7 +1,7 @@
-"""The short way of one route: from its bytes to its handler, past ASGI and Litestar's routing.
+"""The short way of a route: from its bytes to its handler, past ASGI and Litestar's routing.
 
-The mint is asked for far more often than everything else, and most of what it cost beyond its signature
-was the way to its handler. A request for it that has come whole, and asks for nothing special of the
+Mints and batches are asked for far more often than everything else, and most of what a mint cost beyond
+its signature was the way to its handler. A request that has come whole, and asks for nothing special of the
 connection, may take this way (`protocol.py` decides). What answers is the handler that Litestar has
 registered, with the same checks in it; what it raises becomes a problem in the same place. The way
 through Litestar stays: for all other requests, and for the same answers.
@@ -9,7 +9,7 @@ through Litestar stays: for all other requests, and for the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from litestar import Litestar, Request
@@ -20,7 +20,7 @@ from tokensvc.http.facts import FACTS_KEY, RequestFacts
 from tokensvc.http.problems import problem_answer
 from tokensvc.http.service import SERVICE_KEY, Service
 
-__all__ = ["ShortWay"]
+__all__ = ["ShortWay", "short_ways"]
 
 Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
 
@@ -56,6 +56,11 @@ class ShortWay:
             return await self._handler(request)
         except Exception as raised:  # noqa: BLE001 - every one of them has an answer
             return problem_answer(request, raised)
+
+
+def short_ways(*ways: ShortWay) -> Mapping[bytes, ShortWay]:
+    """Return the short ways by URL."""
+    return {way.url: way for way in ways}
 
 
 class _HandlersRequest(Request[Any, Any, Any]):

@@ -58,7 +58,7 @@ from tokensvc.tokens.claims import WantedToken
 from tokensvc.tokens.exchange import parse_exchange_request
 from tokensvc.tokens.validate import parse_defaults
 
-__all__ = ["TOKEN_ROUTES", "mint"]
+__all__ = ["TOKEN_ROUTES", "mint", "mint_batch"]
 
 _JSON: Final = "application/json"
 _DONE: Final = "done"

@@ -15,7 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -61,7 +61,7 @@ class Lines(Protocol):
         ...
 
 
-class MintGroup(NamedTuple):
+class MintGroup(msgspec.Struct, frozen=True):
     """What one count of tokens is of; `outcome` is `done` or the code of a problem."""
 
     action: str
