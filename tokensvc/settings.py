@@ -199,8 +199,8 @@ class Settings:
         "Tries of one AWS call, the first included.", _whole(1, 10), 2, unit="calls"
     )
     aws_call_share: float = _setting(
-        "Share of IVS's calls-per-second quotas that this process may use; divide 1 by the number"
-        " of processes that share the account.",
+        "Share of IVS's calls-per-second quotas that this installation may use, where others share the"
+        " account. Its own processes divide CreateParticipantToken among themselves.",
         _number(0.001, 1),
         1.0,
         unit="of 1",

@@ -36,8 +36,8 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 7
-"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary."""
+LOOPS = 8
+"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing."""
 REGION_LOOPS = 4
 """The same for each Region: rotation, and the three of its disconnect worker."""
 

@@ -192,3 +192,32 @@ def test_a_share_out_of_bounds_is_refused(share: float) -> None:
 def test_a_wait_out_of_bounds_is_refused(wait: float) -> None:
     with pytest.raises(ConfigurationError, match="wait"):
         CallBudgets(max_wait_seconds=wait)
+
+
+def test_what_is_divided_is_divided_also_among_calls_that_have_passed() -> None:
+    async def scene() -> list[list[float | None]]:
+        budgets = CallBudgets(max_wait_seconds=0)
+        whole = await _passes(budgets, 60, "CreateParticipantToken")
+        budgets.divide(5)
+        at_once = await _passes(budgets, 60, "CreateParticipantToken")
+        await asyncio.sleep(WINDOW_SECONDS)
+        part = await _passes(budgets, 60, "CreateParticipantToken")
+        undivided = await _passes(budgets, 60, "DisconnectParticipant")
+        budgets.divide(1)
+        rest = await _passes(budgets, 60, "CreateParticipantToken")
+        return [whole, at_once, part, undivided, rest]
+
+    counts = [sum(t is not None for t in times) for times in without_waiting(scene())]
+    assert counts == [50, 0, 10, 5, 40]
+
+
+def test_more_processes_than_calls_take_turns() -> None:
+    async def scene() -> tuple[list[float | None], list[float | None]]:
+        budgets = CallBudgets(max_wait_seconds=0)
+        budgets.divide(100)
+        first = await _passes(budgets, 3, "CreateParticipantToken")
+        await asyncio.sleep(WINDOW_SECONDS)
+        return first, await _passes(budgets, 3, "CreateParticipantToken")
+
+    first, second = without_waiting(scene())
+    assert [sum(t is not None for t in times) for times in (first, second)] == [1, 0]

@@ -39,6 +39,7 @@ from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
 from tokensvc.http.request_audit import RequestAudit, policy_recorder
 from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
+from tokensvc.http.sharing import BudgetSharing
 from tokensvc.http.short_way import ShortWay, short_ways
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.ivs.gateway import IvsGateway
@@ -205,7 +206,9 @@ def create_app(
                 every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
             ]
-        async with running(background):
+        sharing = BudgetSharing(parts.budgets, parts.transactions, monotonic)
+        background.append(sharing.run(sleep))
+        async with sharing.taking_part(), running(background):
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload

@@ -46,6 +46,7 @@ from tokensvc.settings import Settings
 from tokensvc.signing import Backend
 from tokensvc.store import ensure_current
 from tokensvc.store.notify import Changes, open_changes
+from tokensvc.store.transactions import Transactions
 from tokensvc.telemetry.audit import Audit
 
 __all__ = ["Parts", "open_gateway", "open_parts", "rotation_policy", "signer_backend"]
@@ -72,6 +73,8 @@ class Parts:
     gateway: IvsGateway
     drift: ClockDrift
     clock_watch: ClockWatch
+    budgets: CallBudgets
+    transactions: Transactions
     manager: RingManager
     ring: RingFollower
     keys: KeyOperations
@@ -80,10 +83,12 @@ class Parts:
     callers: CallerDirectory
 
 
-def open_gateway(settings: Settings, drift: ClockDrift | None = None) -> BotoIvsGateway:
+def open_gateway(
+    settings: Settings, drift: ClockDrift | None = None, budgets: CallBudgets | None = None
+) -> BotoIvsGateway:
     """Return a gateway to IVS as the settings say; whoever asks for it calls `aclose`.
 
-    `drift`, where given, learns AWS's time from every answer.
+    `drift`, where given, learns AWS's time from every answer. Without `budgets` it has its own.
     """
     return BotoIvsGateway(
         ClientSettings(
@@ -92,7 +97,7 @@ def open_gateway(settings: Settings, drift: ClockDrift | None = None) -> BotoIvs
             read_timeout_seconds=settings.aws_read_timeout,
             total_max_attempts=settings.aws_max_attempts,
         ),
-        budgets=CallBudgets(share=settings.aws_call_share),
+        budgets=budgets or CallBudgets(share=settings.aws_call_share),
         drift=drift,
     )
 
@@ -125,8 +130,9 @@ async def open_parts(
         closing.push_async_callback(_close, "store", engine.dispose)
         await ensure_current(engine)
         sealers = await closing.enter_async_context(open_sealers(settings))
+        budgets = CallBudgets(share=settings.aws_call_share)
         if gateway is None:
-            own = open_gateway(settings, drift)
+            own = open_gateway(settings, drift, budgets)
             closing.push_async_callback(_close, "ivs", own.aclose)
             gateway = own
         ledger = Ledger(engine)
@@ -202,6 +208,8 @@ async def open_parts(
             gateway=gateway,
             drift=drift,
             clock_watch=watch,
+            budgets=budgets,
+            transactions=transactions,
             manager=manager,
             ring=ring,
             keys=KeyOperations(

@@ -5,9 +5,10 @@ anyone (IVS Real-Time User Guide, "Service Quotas"). A call that would go over w
 turn, briefly and in a line of bounded length; then it is refused, so that a burst becomes quick 503
 answers and not a queue.
 
-The budgets are those of one process. Processes and replicas that share an AWS account divide the
-quota among them with `share`; but for the operations of `UNDIVIDED`, which the one process that holds
-the Region's lease makes for all of them. A retry that botocore makes by itself is not counted.
+The budgets are those of one process. `UNDIVIDED` operations are made by the one process that holds the
+Region's lease, for all of them. `DIVIDED` ones are made by all at once while keys are missing; how many
+processes there are is told by `divide`. Of the others, few calls are made. What is not ours at all in the
+account is left out by `share`. A retry that botocore makes by itself is not counted.
 
 What is promised is a number of calls in any second, wherever it begins, since how much IVS lets
 through in a burst is not documented. A leaky bucket that holds a second's calls would let twice as
@@ -24,7 +25,14 @@ from typing import Final, Literal, TypeAlias
 
 from tokensvc.errors import ConfigurationError, IvsThrottledError
 
-__all__ = ["CALLS_PER_SECOND", "DEFAULT_MAX_WAIT_SECONDS", "UNDIVIDED", "CallBudgets", "Operation"]
+__all__ = [
+    "CALLS_PER_SECOND",
+    "DEFAULT_MAX_WAIT_SECONDS",
+    "DIVIDED",
+    "UNDIVIDED",
+    "CallBudgets",
+    "Operation",
+]
 
 Operation: TypeAlias = Literal[
     "CreateParticipantToken",
@@ -63,6 +71,9 @@ UNDIVIDED: Final[frozenset[Operation]] = frozenset(
 )
 """Operations that one process at a time makes for all replicas (`revocation/worker.py`)."""
 
+DIVIDED: Final[frozenset[Operation]] = frozenset({"CreateParticipantToken"})
+"""Operations that every process makes as many of as it may (`issuing/fallback.py`)."""
+
 DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 
 WINDOW_SECONDS: Final = 1.05
@@ -93,7 +104,20 @@ class CallBudgets:
             )
         self._share = share
         self._max_wait = max_wait_seconds
+        self._parts = 1.0
         self._lines: dict[tuple[Operation, str], _Line] = {}
+
+    def divide(self, parts: float) -> None:
+        """Take from now on one of so many equal parts (1 or more) of what is divided among processes."""
+        self._parts = max(1.0, parts)
+        for (operation, _), line in self._lines.items():
+            line.set_quota(self._quota(operation))
+
+    def _quota(self, operation: Operation) -> float:
+        share = 1.0 if operation in UNDIVIDED else self._share
+        if operation in DIVIDED:
+            share /= self._parts
+        return CALLS_PER_SECOND[operation] * share
 
     async def take(self, operation: Operation, region: str) -> None:
         """Return when the call may be made.
@@ -103,8 +127,7 @@ class CallBudgets:
         """
         line = self._lines.get((operation, region))
         if line is None:
-            share = 1.0 if operation in UNDIVIDED else self._share
-            line = _Line(CALLS_PER_SECOND[operation] * share, self._max_wait)
+            line = _Line(self._quota(operation), self._max_wait)
             self._lines[operation, region] = line
         if not await line.pass_through():
             raise IvsThrottledError(
@@ -119,13 +142,17 @@ class CallBudgets:
 
 class _Line:
     def __init__(self, quota: float, max_wait: float) -> None:
+        self.waiting = 0
+        self._max_wait = max_wait
+        self._passed: deque[float] = deque()
+        self.set_quota(quota)
+        self._head = asyncio.Lock()
+
+    def set_quota(self, quota: float) -> None:
         calls = max(1, math.floor(quota))
         self._window = WINDOW_SECONDS * max(1.0, 1 / quota)
         self.rate = calls / self._window
-        self.waiting = 0
-        self._max_wait = max_wait
-        self._passed: deque[float] = deque(maxlen=calls)
-        self._head = asyncio.Lock()
+        self._passed = deque(self._passed, maxlen=calls)
 
     async def pass_through(self) -> bool:
         if self.waiting == 0 and self._seconds_left() <= 0:

@@ -1,0 +1,108 @@
+"""How many processes there are is known to each of them, on every kind of database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.callers.support import Clock
+from tests.ivs.support import REGION
+from tokensvc.errors import IvsThrottledError
+from tokensvc.http.sharing import BudgetSharing
+from tokensvc.ivs.budgets import CallBudgets
+from tokensvc.store.members import ALIVE_SECONDS, BEAT_SECONDS, FORGOTTEN_SECONDS, Members
+from tokensvc.store.tables import leases
+from tokensvc.store.transactions import Transactions, open_transactions
+
+
+@pytest.fixture
+async def transactions(
+    engine: AsyncEngine, second_engine: AsyncEngine
+) -> AsyncIterator[tuple[Transactions, Transactions]]:
+    both = open_transactions(engine), open_transactions(second_engine)
+    yield both
+    for one in both:
+        await one.aclose()
+
+
+async def test_processes_count_each_other_until_they_leave_or_are_not_heard_of(transactions):
+    clock = Clock()
+    one = Members(transactions[0], "one", clock)
+    two = Members(transactions[1], "two", clock)
+    three = Members(transactions[1], "three", clock)
+    assert await one.beat() == 1
+    assert await two.beat() == 2
+    assert await one.beat() == 2
+    await asyncio.gather(*(member.beat() for member in (one, two, three)))
+    assert {await member.beat() for member in (one, two, three)} == {3}
+    await three.leave()
+    assert await one.beat() == 2
+    # The second is killed: it counts until it has not been heard of for long enough.
+    clock.now += ALIVE_SECONDS
+    assert await one.beat() == 2
+    clock.now += 0.1
+    assert await one.beat() == 1
+    four = Members(transactions[1], "four", clock)
+    assert await four.beat() == 3, "who comes new cannot tell yet, and counts all"
+    assert await one.beat() == 2
+    await two.beat()
+    assert await one.beat() == 3, "it was only slow"
+
+
+async def test_a_process_that_was_killed_leaves_nothing_for_ever(transactions, engine):
+    clock = Clock()
+    one, two = (Members(transactions[0], name, clock) for name in ("one", "two"))
+    await one.beat()
+    await two.beat()
+    await one.beat()
+    clock.now += FORGOTTEN_SECONDS + 1
+    await one.beat()
+    await one.beat()
+    async with engine.connect() as connection:
+        assert (await connection.execute(select(func.count()).select_from(leases))).scalar() == 1
+
+
+async def calls(budgets: CallBudgets, wanted: int) -> int:
+    passed = 0
+    for _ in range(wanted):
+        try:
+            await budgets.take("CreateParticipantToken", REGION)
+        except IvsThrottledError:
+            break
+        passed += 1
+    return passed
+
+
+def replicas_of(
+    transactions: tuple[Transactions, Transactions], clock: Clock
+) -> tuple[list[CallBudgets], list[BudgetSharing]]:
+    budgets = [CallBudgets(max_wait_seconds=0) for _ in range(3)]
+    return budgets, [
+        BudgetSharing(one, transactions[number % 2], clock) for number, one in enumerate(budgets)
+    ]
+
+
+async def test_a_newcomer_takes_next_to_nothing_until_it_is_counted(transactions):
+    budgets, replicas = replicas_of(transactions, Clock())
+    for replica in replicas:
+        await replica.beat()
+    assert [await calls(one, 99) for one in budgets] == [50, 1, 1]
+
+
+async def test_replicas_together_do_not_exceed_the_budget_of_the_fallback(transactions):
+    clock = Clock()
+    budgets, replicas = replicas_of(transactions, clock)
+    for _ in range(3):
+        for replica in replicas:
+            await replica.beat()
+        clock.now += BEAT_SECONDS
+    assert [replica.processes for replica in replicas] == [3, 3, 3]
+    assert [await calls(one, 99) for one in budgets] == [16, 16, 16]
+    async with replicas[0].taking_part():
+        assert replicas[0].processes == 3
+    await replicas[1].beat()
+    assert replicas[1].processes == 2
