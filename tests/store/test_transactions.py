@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, select
+from sqlalchemy.exc import IntegrityError
 
 from tokensvc.store.transactions import insert_rows
 
@@ -43,3 +44,14 @@ def test_every_row_is_there_once_and_in_few_statements(count: int):
 
 def test_numbers_of_rows_however_many_make_few_different_statements():
     assert len(set(inserted(range(0, 2000, 7)))) <= 64 + 3
+
+
+def test_a_row_that_is_refused_leaves_none_of_the_transaction():
+    engine = create_engine("sqlite://")
+    unique = Table("unique_numbers", MetaData(), Column("number", Integer, unique=True))
+    unique.create(engine)
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        insert_rows(connection, unique, ("number",), [(0,)])
+        insert_rows(connection, unique, ("number",), [(1,), (2,), (1,), (3,)])
+    with engine.connect() as connection:
+        assert connection.execute(select(unique)).all() == []
