@@ -50,8 +50,10 @@ def test_a_row_that_is_refused_leaves_none_of_the_transaction():
     engine = create_engine("sqlite://")
     unique = Table("unique_numbers", MetaData(), Column("number", Integer, unique=True))
     unique.create(engine)
-    with pytest.raises(IntegrityError), engine.begin() as connection:
+    with engine.connect() as connection:
         insert_rows(connection, unique, ("number",), [(0,)])
-        insert_rows(connection, unique, ("number",), [(1,), (2,), (1,), (3,)])
+        with pytest.raises(IntegrityError):
+            insert_rows(connection, unique, ("number",), [(1,), (2,), (1,), (3,)])
+        connection.rollback()
     with engine.connect() as connection:
         assert connection.execute(select(unique)).all() == []
