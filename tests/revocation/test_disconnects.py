@@ -6,6 +6,7 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE
@@ -24,6 +25,7 @@ from tokensvc.revocation.worker import (
     REPAIR_SECONDS,
     SETTLE_SECONDS,
 )
+from tokensvc.store.tables import disconnect_calls, disconnects
 
 ASK_ALICE = DisconnectAsk.of_user(STAGE, "alice")
 
@@ -165,6 +167,17 @@ async def test_what_fails_is_tried_again_with_growing_pauses_until_ivs_takes_it(
         lowest <= pause <= highest + 1.1
         for pause, lowest, highest in zip(pauses, (0.5, 1, 2, 4), (1, 2, 4, 8), strict=True)
     )
+
+
+async def test_after_a_throttled_call_the_quota_is_given_time_to_fill(replica, ivs):
+    for number in range(3):
+        ivs.join(STAGE, f"p{number}")
+        await kick(replica, DisconnectAsk.of_participant(STAGE, f"p{number}"))
+    ivs.faults.append("throttled")
+    await replica.work()
+    first, second, third = (moment for moment, _, _ in ivs.calls[:3])
+    assert second - first >= 1.0, "what IVS asked for, for everybody"
+    assert third - second < 1.0
 
 
 async def test_other_calls_go_on_while_one_fails(replica, ivs):
@@ -501,6 +514,42 @@ async def test_the_same_key_and_request_is_the_same_disconnect_on_every_replica(
     replica.time.now += 3600
     renewed = await kick(replica, ask, ref=ref)
     assert renewed.disconnect_id != first.disconnect_id
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (disconnects, "created_at"),
+        (disconnects, "next_sweep_at"),
+        (disconnects, "sweeps"),
+        (disconnects, "failed_sweeps"),
+        (disconnect_calls, "exp"),
+        (disconnect_calls, "attempts"),
+        (disconnect_calls, "next_attempt_at"),
+        (disconnect_calls, "rank"),
+    ],
+)
+async def test_a_damaged_row_is_told_and_loses_nobody(replica, ivs, table, column):
+    for participant in ("p1", "p2", "p3"):
+        ivs.join(STAGE, participant, participant)
+        await replica.issue(participant, participant)
+    of_user, of_participant = (
+        DisconnectAsk.of_user(STAGE, "p1"),
+        DisconnectAsk.of_participant(STAGE, "p1"),
+    )
+    damaged = await kick(replica, of_user if table is disconnects else of_participant)
+    garbage = text(f"UPDATE {table.name} SET {column} = 'garbage'")
+    await replica.transactions.run("damage", lambda connection: connection.execute(garbage))
+    await kick(replica, DisconnectAsk.of_user(STAGE, "p2"))
+    await kick(replica, DisconnectAsk.of_participant(STAGE, "p3"))
+    with capture_logs() as logs:
+        await replica.work(rounds=6)
+    assert ivs.revoked == {"p1", "p2", "p3"}
+    assert {entry["event"] for entry in logs} & {
+        "disconnect_damaged",
+        "disconnects_brought_forward",
+    }
+    assert (await replica.revocations.progress(damaged.disconnect_id)).done
 
 
 async def test_progress_comes_in_pages(replica, ivs):

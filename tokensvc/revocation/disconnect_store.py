@@ -9,10 +9,12 @@ Calls are made in the order of their rank: whoever is connected first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
+import structlog
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -66,6 +68,10 @@ WAITING_SHARE: Final = 0.2
 
 MAX_PAGE: Final = 1000
 _PURGED_AT_ONCE: Final = 200
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 _ENQUEUE_ATTEMPTS: Final = 5
 
 
@@ -230,7 +236,7 @@ class DisconnectStore:
         room = limit - len(first) if len(first) < limit - waiting else waiting
         last = await self._all(due.where(calls.c.rank == WAITING).limit(room))
         found = first[: limit - len(last)] + last
-        return [DueCall(*tuple(row)) for row in found]
+        return [_due_call(row) for row in found]
 
     async def bring_forward(self, region: str, *, after: float, to: float) -> int:
         """Make due at `to` what is put off beyond `after`, Unix seconds; return how much that was."""
@@ -240,6 +246,12 @@ class DisconnectStore:
             .where(calls.c.next_attempt_at > after)
             .values(next_attempt_at=to)
         )
+        # No number of ours, so it is in no order that calls are made in.
+        unranked = (
+            update(calls)
+            .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank > WAITING)
+            .values(rank=NAMED)
+        )
         late_sweeps = (
             update(disconnects)
             .where(disconnects.c.region == region, disconnects.c.next_sweep_at > after)
@@ -248,7 +260,8 @@ class DisconnectStore:
         return await self._transactions.run(
             "bring disconnects forward",
             lambda connection: sum(
-                connection.execute(statement).rowcount for statement in (late_calls, late_sweeps)
+                connection.execute(statement).rowcount
+                for statement in (late_calls, unranked, late_sweeps)
             ),
         )
 
@@ -400,7 +413,11 @@ class DisconnectStore:
         moments = [now + SPACING_SECONDS * await self.queue_length(request.region)]
         if request.next_sweep_at is not None:
             moments.append(request.next_sweep_at)
-        moments += [exp for state, rank, _, exp in groups if state == "pending" and rank == WAITING]
+        moments += [
+            exp
+            for state, rank, _, exp in groups
+            if state == "pending" and rank == WAITING and _is_number(exp)
+        ]
         return max(moments)
 
     async def purge(self, before: float) -> int:
@@ -548,7 +565,35 @@ def _delete_requests(connection: Connection, ids: Sequence[str]) -> None:
 
 
 def _disconnect(row: Row[Any]) -> Disconnect:
-    return Disconnect(*(getattr(row, name) for name in Disconnect.__dataclass_fields__))
+    """Return a stored request; what is damaged of it (SQLite stores any type) must not stop the others."""
+    fields = {name: getattr(row, name) for name in Disconnect.__dataclass_fields__}
+    due = fields["next_sweep_at"]
+    if due is not None and not _is_number(due):
+        fields["next_sweep_at"] = _repaired(row.disconnect_id, "next_sweep_at", 0.0)
+    otherwise = {"created_at": fields["next_sweep_at"] or 0.0, "sweeps": 0, "failed_sweeps": 0}
+    for name, value in otherwise.items():
+        if not _is_number(fields[name]):
+            fields[name] = _repaired(row.disconnect_id, name, value)
+    return Disconnect(**fields)
+
+
+def _due_call(row: Row[Any]) -> DueCall:
+    call = DueCall(*tuple(row))
+    if not _is_number(call.exp):
+        # It is made until IVS has taken it: better once too often than never.
+        call = replace(call, exp=_repaired(call.call_id, "exp", math.inf))
+    if not _is_number(call.attempts):
+        call = replace(call, attempts=_repaired(call.call_id, "attempts", 0))
+    return call
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _repaired(row_id: object, column: str, value: T) -> T:
+    _log.error("disconnect_damaged", row=row_id, column=column, taken_as=value)
+    return value
 
 
 def _progress(row: Row[Any]) -> ParticipantProgress:
