@@ -206,6 +206,19 @@ async def test_a_ban_whose_end_is_damaged_goes_on_and_is_logged(replica, make_re
     assert {log["column"] for log in logs if log["event"] == "ban_damaged"} == {"until", "kind"}
 
 
+@pytest.mark.parametrize("column", ["lifted_at", "version", "created_at", "until"])
+async def test_a_damaged_ban_goes_on_and_hides_no_other(replica, make_replica, column):
+    made = await replica.revocations.ban(user_id="alice", until=NOW + 60, caller_id=None)
+    async with replica.ledger._engine.begin() as connection:
+        await connection.exec_driver_sql(f"UPDATE bans SET {column} = 'x'")
+    await replica.revocations.ban(user_id="bob", caller_id=None)
+    restarted = await make_replica()
+    await restarted.bans.refresh()
+    assert not admitted(restarted)
+    assert not admitted(restarted, "bob")
+    assert (await restarted.revocations.find_ban(made.ban_id)).lifted_at is None
+
+
 async def test_the_list_of_standing_bans_leaves_out_what_is_over(replica, time):
     await replica.revocations.ban(user_id="a", until=NOW + 1, caller_id=None)
     lifted = await replica.revocations.ban(user_id="b", caller_id=None)

@@ -141,8 +141,8 @@ class BanStore:
         """Return up to 500 bans that changed after version `after`, oldest change first."""
         query = select(bans).where(bans.c.version > after).order_by(bans.c.version).limit(_AT_ONCE)
         rows = await self._all(query)
-        last_version = rows[-1].version if rows else after
         found = tuple(_ban(row) for row in rows)
+        last_version = max((ban.version for ban in found), default=after)
         return BanChanges(found, last_version, complete=len(rows) < _AT_ONCE)
 
     async def purge(self) -> int:
@@ -193,11 +193,9 @@ def _next_version(connection: Connection) -> int:
 
 
 def _ban(row: Row[Any]) -> Ban:
-    until = row.until
-    if until is not None and not isinstance(until, (int, float)):
-        # A ban whose end cannot be read goes on: better one user too many out than one too few.
-        _log.error("ban_damaged", ban_id=row.ban_id, column="until")
-        until = None
+    # A ban whose end, or lift, cannot be read goes on: better one user too many out than one too few.
+    until = _number(row, "until", None)
+    lifted_at = _number(row, "lifted_at", None)
     kind = _kind(row)
     if kind != row.kind:
         _log.error("ban_damaged", ban_id=row.ban_id, column="kind")
@@ -210,10 +208,19 @@ def _ban(row: Row[Any]) -> Ban:
         until=until,
         reason=row.reason,
         caller_id=row.caller_id,
-        created_at=row.created_at,
-        version=row.version,
-        lifted_at=row.lifted_at,
+        created_at=_number(row, "created_at", 0.0) or 0.0,
+        version=int(_number(row, "version", 0) or 0),
+        lifted_at=lifted_at,
     )
+
+
+def _number(row: Row[Any], column: str, otherwise: float | None) -> float | None:
+    """Return a number of a row; SQLite stores any type, and one damaged ban must not hide the others."""
+    value = getattr(row, column)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    _log.error("ban_damaged", ban_id=row.ban_id, column=column)
+    return otherwise
 
 
 def _kind(row: Row[Any]) -> BanKind:

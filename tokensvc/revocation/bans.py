@@ -222,7 +222,7 @@ class BanList:
         while True:
             changes = await self._source.changes(after)
             self.apply(changes.bans)
-            if changes.complete:
+            if changes.complete or changes.last_version <= after:
                 return
             after = changes.last_version
             await asyncio.sleep(0)
