@@ -34,10 +34,13 @@ async def test_exchange_keeps_the_participant_and_changes_the_rights(service: Se
     service.ivs.whip = "https://moved.example"
     service.now += 100
     await service.sleeper.wake_copies()
-    # The endpoints known before are still handed out once, while IVS is asked for new ones.
-    stale, fresh = await service.mint(), await service.mint()
-    whips = [claims_of(service, one["token"])["whip_url"] for one in (stale, fresh)]
-    assert whips == ["https://whip.example/stage1", "https://moved.example/stage1"]
+    # The endpoints known before are still handed out while IVS is asked for new ones.
+    whips = [claims_of(service, (await service.mint())["token"])["whip_url"]]
+    for _ in range(100):
+        whips.append(claims_of(service, (await service.mint())["token"])["whip_url"])
+        if whips[-1] != whips[0]:
+            break
+    assert (whips[0], whips[-1]) == ("https://whip.example/stage1", "https://moved.example/stage1")
     answer = await service.post(
         "/v1/tokens/exchange",
         {
