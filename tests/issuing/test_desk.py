@@ -150,6 +150,30 @@ async def test_a_new_name_does_not_help_a_banned_user(
         await desk.exchange(ExchangeRequest(first.participant_id, user_id="bo"), "backend", freely)
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("kind", ["mint", "connect"])
+async def test_a_ban_that_is_answered_while_a_token_is_recorded_still_holds(
+    world: Any, desk: TokenDesk, ask: Ask, kind: str, keyed: bool, repeats: bool
+) -> None:
+    ref = idempotency_ref("backend", kind, "key", b"") if keyed else None
+
+    async def once() -> object:
+        if kind == "mint":
+            return await desk.mint(ask(user_id="ana"), "backend", ref)
+        return await desk.connect(ConnectionRequest(REGION, user_id="ana"), "backend", ref)
+
+    if repeats:
+        await once()
+        # Another key signs by now, so a repetition is recorded, too.
+        world.keys = {REGION: new_key(key_id="key2")}
+    recorded = len(world.rows)
+    world.during_record = lambda: world.banned_users.add("ana")
+    with pytest.raises(BannedError):
+        await once()
+    assert len(world.rows) == recorded + 1
+
+
 # --- connection tokens ----------------------------------------------------------------------------
 
 
