@@ -59,22 +59,20 @@ def server_seconds(folder: Path) -> float:
 
 
 @contextmanager
-def databases() -> Iterator[dict[str, tuple[str, Path]]]:
-    """Give a URL and the folder of the server's processes, by the name of the engine."""
+def databases() -> Iterator[tuple[str, PostgresServer]]:
+    """Give the URL of a SQLite database, and a PostgreSQL."""
     server = PostgresServer(durable=True)
     try:
         with tempfile.TemporaryDirectory(prefix="tokensvc-commits-") as folder:
             sqlite = f"sqlite+aiosqlite:///{Path(folder) / 'tokensvc.db'}"
             upgrade(sqlite)
-            yield {
-                "SQLite": (sqlite, Path(folder) / "no server"),
-                "PostgreSQL": (server.database(), server.folder),
-            }
+            yield sqlite, server
     finally:
         server.close()
 
 
-async def measure(name: str, url: str, folder: Path) -> None:
+async def measure(name: str, url: str, folder: Path) -> int:
+    """Print a line for each size of commit; return how many rows were recorded."""
     engine = open_engine(url)
     transactions = open_transactions(engine)
     writer = LedgerWriter(transactions, clock=time.time)
@@ -96,9 +94,19 @@ async def measure(name: str, url: str, folder: Path) -> None:
         commit, here, there = (median(column) for column in zip(*found, strict=True))
         rate = size / commit * 1e3
         say(f"{name:12}{size:6}{commit:12.2f}{rate:14,.0f}{here:14.1f}{there:14.1f}")
+    total = writer.counts()["committed"]
     await writer.aclose()
     await transactions.aclose()
     await engine.dispose()
+    return total
+
+
+def size_of(server: PostgresServer, url: str) -> tuple[int, int]:
+    """Return the bytes of the ledger with its indexes, and those written to the log since the start."""
+    name = url.rpartition("/")[2]
+    tables = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('issued_tokens')"
+    logged = "SELECT wal_bytes FROM pg_stat_wal"
+    return int(server.sql(tables, database=name)), int(server.sql(logged))
 
 
 def main() -> int:
@@ -107,9 +115,18 @@ def main() -> int:
     say(
         f"{'':12}{'rows':>6}{'ms a commit':>12}{'rows/s':>14}{'us a row here':>14}{'in server':>14}"
     )
-    with databases() as found:
-        for name, (url, folder) in found.items():
-            asyncio.run(measure(name, url, folder))
+    with databases() as (sqlite, server):
+        rows = asyncio.run(measure("SQLite", sqlite, Path("/no/server")))
+        database = Path(sqlite.partition(":///")[2])
+        say(f"SQLite: {database.stat().st_size / rows:,.0f} bytes a row in the file")
+        url = server.database()
+        stored, logged = size_of(server, url)
+        rows = asyncio.run(measure("PostgreSQL", url, server.folder))
+        then, logged_then = size_of(server, url)
+        say(
+            f"PostgreSQL: {(then - stored) / rows:,.0f} bytes a row in the table and its indexes,"
+            f" {(logged_then - logged) / rows:,.0f} in the log"
+        )
     return 0
 
 
