@@ -450,6 +450,22 @@ async def test_nothing_is_given_up_by_a_clock_that_is_not_believed(replica, ivs,
     assert "disconnects_brought_forward" in [entry["event"] for entry in logs]
 
 
+async def test_a_call_is_made_and_repeated_though_its_token_has_expired_by_a_wrong_clock(
+    replica, ivs
+):
+    for participant in ("p1", "p2"):
+        await replica.issue(participant, participant)
+    ivs.join(STAGE, "p1", "p1")
+    for participant in ("p1", "p2"):
+        ask = DisconnectAsk.of_participant(STAGE, participant, ban=7200)
+        accepted = await kick(replica, ask)
+    replica.clock_ahead, replica.clock_is_right = 30 * 86_400.0, False
+    await replica.work(rounds=3)
+    assert ivs.revoked == {"p1"}
+    (one,) = (await replica.revocations.progress(accepted.disconnect_id)).participants
+    assert (one.state, one.last_error) == ("pending", "not_connected")
+
+
 async def test_a_worker_that_stops_lets_the_next_one_in_after_a_second(replica, other, ivs):
     await replica.worker.keep_lease()
     running = asyncio.create_task(replica.worker.run())
