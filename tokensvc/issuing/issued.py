@@ -17,7 +17,7 @@ from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_pay
 __all__ = ["Draft", "Identity", "IssuedToken", "made_by_ivs", "signed_here"]
 
 
-class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_defaults=True):
+class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_defaults=True, gc=False):
     """A token and what its caller needs to know of it; encodes to the body of a 201.
 
     `duration` is in minutes; `expiration_time` is the token's `exp`.
@@ -41,7 +41,7 @@ class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_default
         return [("participant_id", self.participant_id), ("issuer", self.issuer)]
 
 
-class Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """What makes a participant's token this one; times are whole Unix seconds."""
 
     participant_id: str
@@ -49,7 +49,7 @@ class Identity(msgspec.Struct, frozen=True):
     exp: int
 
 
-class Draft(msgspec.Struct, frozen=True):
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """A token with its ledger row; it leaves only after the row is committed."""
 
     token: IssuedToken

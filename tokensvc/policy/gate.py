@@ -48,7 +48,7 @@ class Pace(Protocol):
         ...
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """A request as it is to be issued, and the headers that tell the caller its limits."""
 
     request: TokenRequest

@@ -29,7 +29,7 @@ _MINUTE: Final = 60.0
 K = TypeVar("K")
 
 
-class Quota(msgspec.Struct, frozen=True):
+class Quota(msgspec.Struct, frozen=True, gc=False):
     """One limit as of now: `remaining` of `limit` tokens, all of them again in `reset` seconds."""
 
     name: str
@@ -58,7 +58,7 @@ def _limit_text(name: str, limit: int, window: int) -> str:
     return f'"{name}";q={limit};w={window}'
 
 
-class _Limit(msgspec.Struct, frozen=True):
+class _Limit(msgspec.Struct, frozen=True, gc=False):
     """A limit as the policy has it, and this process's part of it."""
 
     name: str
@@ -76,7 +76,7 @@ class _Limit(msgspec.Struct, frozen=True):
         )
 
 
-class _Bucket(msgspec.Struct):
+class _Bucket(msgspec.Struct, gc=False):
     """A new one is full, whatever fits in it."""
 
     tokens: float = math.inf

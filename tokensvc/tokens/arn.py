@@ -26,7 +26,7 @@ _PARTS = re.compile(r"arn:aws:ivs:([a-z0-9-]+):([0-9]+):([a-z-]+)/([a-zA-Z0-9-]+
 _SWAPPED = re.compile(r"arn:aws:ivs:[0-9]{12}:[a-z0-9-]+:", re.ASCII)
 
 
-class _IvsArn(msgspec.Struct, frozen=True):
+class _IvsArn(msgspec.Struct, frozen=True, gc=False):
     region: str
     account: str
     id: str
@@ -58,13 +58,13 @@ class _IvsArn(msgspec.Struct, frozen=True):
         return self.text
 
 
-class StageArn(_IvsArn, frozen=True):
+class StageArn(_IvsArn, frozen=True, gc=False):
     """The ARN of a stage; its `id` is the `topic` claim, and `text` is all of it."""
 
     kind: ClassVar[str] = "stage"
 
 
-class PublicKeyArn(_IvsArn, frozen=True):
+class PublicKeyArn(_IvsArn, frozen=True, gc=False):
     """The ARN of an imported public key; as text it is the `kid`."""
 
     kind: ClassVar[str] = "public-key"

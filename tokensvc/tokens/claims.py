@@ -33,14 +33,14 @@ Issuer: TypeAlias = Literal["auto", "local", "ivs"]
 ISSUERS: tuple[Issuer, ...] = ("auto", "local", "ivs")
 
 
-class StageEndpoints(msgspec.Struct, frozen=True):
+class StageEndpoints(msgspec.Struct, frozen=True, gc=False):
     """`stage.endpoints` of GetStage: what IVS wants to see in `events_url` and `whip_url`."""
 
     events: str
     whip: str
 
 
-class TokenRequest(msgspec.Struct, frozen=True):
+class TokenRequest(msgspec.Struct, frozen=True, gc=False):
     """One participant token, asked for within all limits; `duration` is in minutes."""
 
     stage: StageArn
@@ -51,7 +51,7 @@ class TokenRequest(msgspec.Struct, frozen=True):
     issuer: Issuer = "auto"
 
 
-class WantedToken(msgspec.Struct, frozen=True):
+class WantedToken(msgspec.Struct, frozen=True, gc=False):
     """What a caller asks for, each field valid by itself; None is what it left out.
 
     A policy turns it into a `TokenRequest` (`tokensvc.policy`): what a caller leaves out comes from
@@ -80,7 +80,7 @@ def participant_payload(
     return encoded + base64url(rest + ascii_json(own)[1:])
 
 
-class _OwnClaims(msgspec.Struct, frozen=True, omit_defaults=True):
+class _OwnClaims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     exp: int
     iat: int
     jti: str

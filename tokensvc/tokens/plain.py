@@ -25,7 +25,9 @@ from tokensvc.tokens.limits import (
 __all__ = ["NO_DEFAULTS", "PlainFields", "plain_fields", "plain_json", "plainly_wanted"]
 
 
-class PlainFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+class PlainFields(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", gc=False
+):
     """The fields of a request, each of the right JSON type; None is what was left out."""
 
     stage_arn: str | None = None
