@@ -18,7 +18,6 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeAlias
 
-import asyncpg
 import structlog
 
 from tokensvc.errors import TokenServiceError
@@ -34,14 +33,6 @@ GATHER_SECONDS: Final = 0.02
 """Between two polls of a follower at least, however many changes there are."""
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
-
-_FORESEEN: Final = (
-    TokenServiceError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-)
 
 _log = structlog.get_logger(__name__)
 
@@ -163,7 +154,7 @@ class ChangeListener:
                         "change_feed_lost",
                         error=type(e).__name__,
                         reason=_reason(e),
-                        exc_info=None if isinstance(e, _FORESEEN) else e,
+                        exc_info=None if isinstance(e, _foreseen()) else e,
                     )
                     reported = True
             await self._sleep(delay * (0.5 + self._luck()))
@@ -196,3 +187,16 @@ class ChangeListener:
 def _reason(error: Exception) -> str:
     # PostgreSQL's own messages may repeat what the URL holds.
     return error.detail if isinstance(error, TokenServiceError) else ""
+
+
+def _foreseen() -> tuple[type[Exception], ...]:
+    """Return what ends a connection; asked only where there was one, and the driver is loaded."""
+    import asyncpg
+
+    return (
+        TokenServiceError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+    )

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
@@ -122,6 +121,9 @@ def connector(url: str, limits: DatabaseLimits) -> Callable[[], Awaitable[Any]]:
     It raises StoreUnavailableError where the server is out of reach or refuses, and ConfigurationError
     where the URL or a file that it names cannot work; so does `connector` itself, as far as it can tell.
     """
+    # Loaded where there is a PostgreSQL: three megabytes, in every worker.
+    import asyncpg
+
     dsn = _checked(url)
     named = dict(parse_qsl(urlsplit(dsn).query))
     settings = {
@@ -157,6 +159,8 @@ def connector(url: str, limits: DatabaseLimits) -> Callable[[], Awaitable[Any]]:
 
 
 def _refusal(error: Exception) -> StoreUnavailableError | ConfigurationError:
+    import asyncpg
+
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         words = "No host of the database URL is what target_session_attrs asks for."
     elif isinstance(error, asyncpg.PostgresError):
