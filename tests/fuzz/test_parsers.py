@@ -19,7 +19,7 @@ from tests.fuzz.values import JSON, TEXT, cut_and_joined, near
 from tests.http.support import stage_arn
 from tests.policy.support import POLICY
 from tokensvc.callers import ApiKey
-from tokensvc.callers.api_key import PresentedKey, read_bearer
+from tokensvc.callers.api_key import read_bearer
 from tokensvc.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -257,7 +257,7 @@ API_KEY = ApiKey("0caller", "s" * 43)
 @given(cut_and_joined(f"Bearer {API_KEY.reveal()}".encode()).map(lambda raw: raw.decode("latin-1")))
 def test_an_authorization_is_read_as_exactly_one_key_or_none(text: str):
     found = read_bearer(text)
-    if found == PresentedKey("0caller", API_KEY.secret_sha256):
+    if found == ("0caller", API_KEY.secret_sha256):
         scheme, _, key = text.partition(" ")
         assert scheme.lower() == "bearer"
         assert key.strip(" ") == API_KEY.reveal()

@@ -12,9 +12,9 @@ import re
 import secrets
 import string
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
-__all__ = ["MAX_AUTHORIZATION_CHARS", "ApiKey", "PresentedKey", "new_caller_id", "read_bearer"]
+__all__ = ["MAX_AUTHORIZATION_CHARS", "ApiKey", "new_caller_id", "read_bearer"]
 
 MAX_AUTHORIZATION_CHARS: Final = 256
 """Longest `Authorization` header that is looked at; a right one has about 70 characters."""
@@ -52,13 +52,6 @@ class ApiKey:
         raise TypeError("an ApiKey is shown once and never stored")
 
 
-class PresentedKey(NamedTuple):
-    """What an `Authorization` header claims: a caller, and the SHA-256 of the secret it gives."""
-
-    caller_id: str
-    secret_sha256: bytes
-
-
 def new_caller_id() -> str:
     """Return a random caller id: 12 of `[0-9a-z]`, the first a digit, with which no name begins."""
     alphabet = string.digits + string.ascii_lowercase
@@ -66,14 +59,17 @@ def new_caller_id() -> str:
     return secrets.choice(string.digits) + "".join(rest)
 
 
-def read_bearer(authorization: str) -> PresentedKey | None:
-    """Return what the header's value claims, or None if it is not `Bearer <api key>`."""
+def read_bearer(authorization: str) -> tuple[str, bytes] | None:
+    """Return what the header's value claims: a caller, and the SHA-256 of the secret it gives.
+
+    None if it is not `Bearer <api key>`.
+    """
     if len(authorization) > MAX_AUTHORIZATION_CHARS:
         return None
     match = _BEARER.fullmatch(authorization)
     if match is None:
         return None
-    return PresentedKey(match[1], _sha256(match[2]))
+    return match[1], _sha256(match[2])
 
 
 def _sha256(secret: str) -> bytes:

@@ -123,13 +123,15 @@ class LedgerWriter:
 
     def oldest_wait(self) -> float:
         """Return for how many seconds the oldest row that is not committed has waited; 0 for none."""
+        now = self._monotonic()
+        return max(0.0, now - self._oldest(now))
+
+    def _oldest(self, now: float) -> float:
+        """Return since when the oldest row that is not committed has waited; `now` for none."""
         # What is under way was there before all that is queued.
-        since = self._under_way_since
-        if since is None:
-            if not self._queue:
-                return 0.0
-            since = self._queue[0].queued_at
-        return max(0.0, self._monotonic() - since)
+        if self._under_way_since is not None:
+            return self._under_way_since
+        return self._queue[0].queued_at if self._queue else now
 
     def failed_ago(self) -> float | None:
         """Return the seconds since the database last failed a commit; None after one that succeeded."""
@@ -161,9 +163,10 @@ class LedgerWriter:
         """
         if self._closing:
             raise _stopped()
-        if (
-            self._waiting + len(rows) > self._max_waiting and self._queue
-        ) or self.oldest_wait() > SHED_AFTER_SECONDS:
+        now = self._monotonic()
+        if (self._waiting + len(rows) > self._max_waiting and self._queue) or now - self._oldest(
+            now
+        ) > SHED_AFTER_SECONDS:
             raise LedgerBusyError(
                 "Too many tokens wait to be recorded.",
                 retry_after=RETRY_AFTER_SECONDS,
@@ -171,7 +174,7 @@ class LedgerWriter:
             )
         waits = self._durability == "durable" or claim is not None
         answer = asyncio.get_running_loop().create_future() if waits else None
-        self._queue.append(_Entry(rows, claim, answer, self._monotonic()))
+        self._queue.append(_Entry(rows, claim, answer, now))
         self._waiting += len(rows)
         self._wake.set()
         return None if answer is None else await answer

@@ -126,6 +126,7 @@ class PolicyGate:
         policy = self._policy()
         # Where scopes alone decide there is no limit either.
         counts = counted and not policy.is_open
+        limits, overall = policy.limits_of(caller), policy.limits
         last: Counted = []
         refusal: RateLimitedError | None = None
         answers: list[TokenRequest | TokenServiceError | None] = []
@@ -138,7 +139,7 @@ class PolicyGate:
                 continue
             if counts:
                 try:
-                    last = self._count(policy, caller, item.user_id)
+                    last = self._limiter.count(caller, item.user_id, limits, overall)
                 except RateLimitedError as error:
                     refusal = error
                     answers.append(error)

@@ -15,7 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -64,16 +64,24 @@ class _Limit(msgspec.Struct, frozen=True, gc=False):
     name: str
     rate: float
     burst: float
+    whole: int
+    window: int
+
+    @classmethod
+    def of(cls, name: str, rate: float, burst: float) -> Self:
+        return cls(name, rate, burst, int(burst), math.ceil(burst / rate))
 
     def quota(self, tokens: float) -> Quota:
-        burst, rate = self.burst, self.rate
-        return Quota(
-            self.name,
-            int(burst),
-            math.ceil(burst / rate),
-            int(tokens),
-            math.ceil((burst - tokens) / rate),
-        )
+        reset = math.ceil((self.burst - tokens) / self.rate)
+        return Quota(self.name, self.whole, self.window, int(tokens), reset)
+
+
+class _Limits(msgspec.Struct, frozen=True, gc=False):
+    """The limits that hold for one caller; None: there is none."""
+
+    all: _Limit | None
+    caller: _Limit | None
+    user: _Limit | None
 
 
 class _Bucket(msgspec.Struct, gc=False):
@@ -111,7 +119,7 @@ class Limiter:
         self._overall = _Bucket()
         self._callers: _Buckets[str] = _Buckets(max_callers)
         self._users: _Buckets[tuple[str, str]] = _Buckets(max_users)
-        self._limit = lru_cache(maxsize=4096)(self._make_limit)
+        self._limits_of = lru_cache(maxsize=4096)(self._make_limits)
 
     def take(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
@@ -149,21 +157,28 @@ class Limiter:
     def _buckets(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
     ) -> Counted:
+        of = self._limits_of(limits, overall)
         counted: Counted = []
-        if overall.per_second is not None:
-            limit = self._limit("all", overall.per_second, overall.burst)
-            counted.append((limit, self._overall))
-        if limits.per_second is not None:
-            limit = self._limit("caller", limits.per_second, limits.burst)
-            counted.append((limit, self._callers.of(caller)))
-        if limits.per_user_minute is not None and user_id is not None:
-            each = limits.per_user_minute
-            limit = self._limit("user", each / _MINUTE, each)
-            counted.append((limit, self._users.of((caller, user_id))))
+        if of.all is not None:
+            counted.append((of.all, self._overall))
+        if of.caller is not None:
+            counted.append((of.caller, self._callers.of(caller)))
+        if of.user is not None and user_id is not None:
+            counted.append((of.user, self._users.of((caller, user_id))))
         return counted
 
-    def _make_limit(self, name: str, rate: float, burst: float) -> _Limit:
-        return _Limit(name, rate * self._share, max(1.0, burst * self._share))
+    def _make_limits(self, limits: TokenLimits, overall: TokenLimits) -> _Limits:
+        share = self._share
+
+        def limit(name: str, rate: float | None, burst: float) -> _Limit | None:
+            return None if rate is None else _Limit.of(name, rate * share, max(1.0, burst * share))
+
+        each = limits.per_user_minute
+        return _Limits(
+            limit("all", overall.per_second, overall.burst),
+            limit("caller", limits.per_second, limits.burst),
+            None if each is None else limit("user", each / _MINUTE, each),
+        )
 
 
 class _Buckets(Generic[K]):
