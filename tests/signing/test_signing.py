@@ -51,6 +51,18 @@ def test_every_signature_is_96_bytes_and_verifies(backend, message):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@given(beginning=st.binary(max_size=500), rests=st.lists(st.binary(max_size=500), max_size=3))
+def test_inputs_that_begin_alike_are_signed_whole(backend, beginning, rests):
+    sign = load_signer(DER, backend).after(beginning)
+    for rest in [*rests, b"", *rests]:
+        signature = sign(rest)
+        assert len(signature) == 96
+        verify(signature, beginning + rest)
+        with pytest.raises(InvalidSignature):
+            verify(signature, rest + b"x")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_short_numbers_are_padded(backend):
     # One in 256 signatures has an R with a leading zero byte; 2,000 hold some with near certainty.
     signer = load_signer(DER, backend)
@@ -149,7 +161,7 @@ class LyingSigner:
 
     def __init__(self) -> None:
         self.public_key_der = public_key_der(DER)
-        self.sign = load_signer(generate_private_key()).sign
+        self.after = load_signer(generate_private_key()).after
 
 
 class BrokenSigner(LyingSigner):
@@ -157,7 +169,7 @@ class BrokenSigner(LyingSigner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sign = lambda _message: bytes(96)
+        self.after = lambda _beginning: lambda _rest: bytes(96)
 
 
 @pytest.mark.parametrize("signer", [LyingSigner(), BrokenSigner()])

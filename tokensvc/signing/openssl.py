@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -39,3 +41,7 @@ class OpensslSigner(SecretHolder):
         """Return R || S, 96 bytes."""
         r, s = decode_dss_signature(self._key.sign(signing_input, self._algorithm))
         return r.to_bytes(_COORDINATE_BYTES, "big") + s.to_bytes(_COORDINATE_BYTES, "big")
+
+    def after(self, beginning: bytes) -> Callable[[bytes], bytes]:
+        """Return what signs `beginning` and the rest that it is given."""
+        return lambda rest: self.sign(beginning + rest)

@@ -6,6 +6,7 @@ give interchangeable signatures; AWS-LC is about three times as fast (docs/adr/0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
 from tokensvc.errors import ConfigurationError
@@ -30,6 +31,10 @@ class Signer(Protocol):
 
     def sign(self, signing_input: bytes) -> bytes:
         """Return R || S, exactly 96 bytes (RFC 7518 section 3.4)."""
+        ...
+
+    def after(self, beginning: bytes) -> Callable[[bytes], bytes]:
+        """Return what signs inputs that all begin alike; it is given the rest of each."""
         ...
 
 

@@ -19,12 +19,12 @@ class SigningKey(SecretHolder):
     and never again.
     """
 
-    __slots__ = ("_arn", "_header", "_key_id", "_sign", "_signer")
+    __slots__ = ("_arn", "_beginning", "_finish", "_key_id", "_signer")
 
     _arn: PublicKeyArn
-    _header: bytes
+    _beginning: bytes
+    _finish: Callable[[bytes], bytes]
     _key_id: str
-    _sign: Callable[[bytes], bytes]
     _signer: Signer
 
     def __init__(self, key_id: str, arn: str, signer: Signer) -> None:
@@ -36,8 +36,9 @@ class SigningKey(SecretHolder):
         set_once(self, "_arn", PublicKeyArn.parse(arn))
         set_once(self, "_key_id", key_id)
         set_once(self, "_signer", signer)
-        set_once(self, "_sign", signer.sign)
-        set_once(self, "_header", header_segment(arn))
+        beginning = header_segment(arn) + b"."
+        set_once(self, "_beginning", beginning)
+        set_once(self, "_finish", signer.after(beginning))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a SigningKey does not change; {name} is what it is")
@@ -89,4 +90,4 @@ class SigningKey(SecretHolder):
 
     def mint_payload(self, payload: bytes) -> str:
         """Return the token with this payload, which is encoded already."""
-        return compact(self._header, payload, self._sign)
+        return compact(self._beginning, payload, self._finish(payload))
