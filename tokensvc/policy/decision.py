@@ -152,8 +152,38 @@ def match_stage(
 
 
 def grant_again(caller: CallerRule, wanted: WantedToken, grant: Grant) -> Decision | None:
-    """Decide on a request that asks for what `grant` was given for; None where `check` must say why not."""
-    return _Check(caller, wanted, None).decide_granted(grant)
+    """Decide on a request that asks for what `grant` was given for.
+
+    None where its attributes are not plainly allowed; then `check` decides, and says why not.
+    """
+    attributes = _allowed_attributes(caller, grant.role, wanted.attributes)
+    if attributes is None:
+        return None
+    request = TokenRequest(
+        wanted.stage, wanted.user_id, grant.duration, grant.capabilities, attributes, grant.issuer
+    )
+    return Decision(grant.rule, request)
+
+
+def _allowed_attributes(
+    caller: CallerRule, role: Role | None, asked: Mapping[str, str] | None
+) -> Mapping[str, str] | None:
+    fixed: Mapping[str, str] = {} if role is None else role.attributes
+    bounds = caller.attributes
+    if not asked:
+        return None if bounds.required else fixed
+    for name in bounds.required:
+        if name not in asked and name not in fixed:
+            return None
+    for name in asked:
+        if (
+            name in fixed
+            or (bounds.forbidden and _fits_one(name, bounds.forbidden))
+            or (name not in bounds.required and not _fits_one(name, bounds.allowed))
+        ):
+            return None
+    merged = {**asked, **fixed}
+    return merged if _size_of(merged) <= MAX_ATTRIBUTES_BYTES else None
 
 
 class _Check:
@@ -192,22 +222,6 @@ class _Check:
         )
         grant = Grant(stage.rule, role, duration, capabilities, issuer)
         return Decision(stage.rule, request), grant
-
-    def decide_granted(self, grant: Grant) -> Decision | None:
-        """Return the decision, or None where the attributes are refused."""
-        wanted = self._wanted
-        attributes = self._attributes(grant.role)
-        if self._refusals:
-            return None
-        request = TokenRequest(
-            wanted.stage,
-            wanted.user_id,
-            grant.duration,
-            grant.capabilities,
-            attributes,
-            grant.issuer,
-        )
-        return Decision(grant.rule, request)
 
     def _stage(self, tags: Mapping[str, str] | None) -> StageRule | None:
         found = match_stage(self._caller, self._wanted.stage, tags)
@@ -307,7 +321,7 @@ class _Check:
                 if text != fixed[name] and role is not None:
                     detail = f"is fixed by the role {role.name}"
                     self._refuse(field, "fixed_by_role", detail, role.rule, fixed[name])
-            elif bounds.forbidden and any(p.matches(name) for p in bounds.forbidden):
+            elif _fits_one(name, bounds.forbidden):
                 self._refuse(field, "forbidden", "is forbidden to this caller", rule)
             elif name not in bounds.required and not _fits_one(name, bounds.allowed):
                 choice = ", ".join((*bounds.required, *(p.text for p in bounds.allowed))) or "none"
@@ -318,10 +332,7 @@ class _Check:
                 detail = "is required of this caller"
                 self._refuse(f"attributes.{name[:_MAX_SHOWN]}", "required", detail, rule)
         merged = {**asked, **fixed}
-        size = 0
-        for name, text in merged.items():
-            both = name + text
-            size += len(both) if both.isascii() else len(both.encode())
+        size = _size_of(merged)
         if size > MAX_ATTRIBUTES_BYTES:
             detail = f"have {size} bytes of UTF-8 with those of the role; IVS allows"
             whose = role.rule if role is not None else rule
@@ -356,6 +367,15 @@ def _fits_one(text: str, patterns: tuple[Wildcard, ...]) -> bool:
         if pattern.matches(text):
             return True
     return False
+
+
+def _size_of(attributes: Mapping[str, str]) -> int:
+    """Return the bytes of all names and values in UTF-8."""
+    size = 0
+    for name, text in attributes.items():
+        both = name + text
+        size += len(both) if both.isascii() else len(both.encode())
+    return size
 
 
 def _told_stage(stage: StageRule) -> str:
