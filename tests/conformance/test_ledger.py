@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.ledger.support import ENDPOINTS, NOW, OTHER_STAGE, STAGE, row
@@ -312,6 +312,52 @@ async def test_many_claims_fit_in_one_commit(writer, ledger):
     answers = await asyncio.gather(*(writer.record([row(f"p{n}")], claims[n]) for n in range(450)))
     assert set(answers) == {None}
     assert await ledger.count_living(NOW) == 450
+
+
+async def test_many_look_ups_at_once_are_few_and_each_gets_its_own_answer(
+    writer, second_engine, monkeypatch
+):
+    stored = [
+        Claim(replace(claim("", key=f"key{n}").ref, caller_id=f"c{n % 3}"), f'"{n}"', NOW + 1 + n)
+        for n in range(250)
+    ]
+    await asyncio.gather(*(writer.record([row(f"p{n}")], one) for n, one in enumerate(stored)))
+    store = IdempotencyStore(second_engine)
+    look_up = store._look_up
+    looked_up: list[int] = []
+
+    async def counted(refs):
+        looked_up.append(len(refs))
+        return await look_up(refs)
+
+    monkeypatch.setattr(store, "_look_up", counted)
+    unknown = [claim("", key=f"new{n}").ref for n in range(50)]
+    refs = [*(one.ref for one in stored), *unknown]
+    gone = asyncio.create_task(store.find(refs[0], NOW))
+    answers = asyncio.gather(*(store.find(ref, NOW + 1) for ref in refs))
+    await asyncio.sleep(0)
+    gone.cancel()
+    # The first has expired at that moment; who asked for another request than was stored, is told so.
+    assert await answers == [None, *(f'"{n}"' for n in range(1, 250)), *([None] * 50)]
+    assert len(looked_up) == 2
+    with pytest.raises(IdempotencyConflictError):
+        await store.find(replace(refs[5], request_sha256=b"x" * 32), NOW)
+
+
+async def test_a_look_up_that_fails_fails_for_all_who_asked_and_not_for_the_next(
+    writer, second_engine, monkeypatch
+):
+    mine = claim('"p1"')
+    await writer.record([row("p1")], mine)
+    store = IdempotencyStore(second_engine)
+    with monkeypatch.context() as broken:
+        broken.setattr("tokensvc.ledger.idempotency._STANDING", text("SELECT nothing FROM nowhere"))
+        faults = await asyncio.gather(
+            *(store.find(mine.ref, NOW) for _ in range(3)), return_exceptions=True
+        )
+    assert [type(fault) for fault in faults] == [StoreUnavailableError] * 3
+    assert len({id(fault) for fault in faults}) == 3
+    assert await store.find(mine.ref, NOW) == '"p1"'
 
 
 async def test_a_batch_larger_than_one_statement_is_recorded_whole(writer, ledger):

@@ -34,7 +34,7 @@ from tokensvc.errors import (
 from tokensvc.http import examples
 from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
-from tokensvc.http.caller_policy import CallerPolicy, is_counted
+from tokensvc.http.caller_policy import CallerPolicy
 from tokensvc.http.facts import Issued, RequestFacts
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
@@ -102,9 +102,10 @@ async def mint(request: Request[Any, Any, Any]) -> Answer:
     ref = request_ref(facts, "tokens", body)
     facts.stage_arn = wanted.stage.text
     caller = facts.caller_name
-    counted = ref is None or await is_counted(service, caller, ref)
-    admitted = await service.gate.admit(caller, wanted, counted=counted)
-    issued = await service.desk.mint(admitted.request, facts.caller_id, ref)
+    # What repeats an answer issues nothing new, and is not counted against the caller's limits.
+    is_new = ref is None or not await service.desk.has_answered(ref)
+    admitted = await service.gate.admit(caller, wanted, counted=is_new)
+    issued = await service.desk.mint(admitted.request, facts.caller_id, ref, is_new=is_new)
     facts.key_arn = issued.key_arn
     service.metrics.minted(perf_counter() - started)
     service.metrics.token_issued(issued.issuer, wanted.stage.region)
@@ -138,10 +139,10 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     slices = service.new_slices()
     wanted = await _parse_items(batch, service, slices)
     caller = facts.caller_name
-    counted = await is_counted(service, caller, ref)
-    admitted = await service.gate.admit_batch(caller, wanted, slices, counted=counted)
+    is_new = ref is None or not await service.desk.has_answered(ref)
+    admitted = await service.gate.admit_batch(caller, wanted, slices, counted=is_new)
     items = admitted.items
-    outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref)
+    outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref, is_new=is_new)
     body = await _encode_outcomes(items, outcomes, service, facts, slices)
     return Answer(body, 200, fields=admitted.headers.items())
 

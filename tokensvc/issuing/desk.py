@@ -91,16 +91,24 @@ class TokenDesk:
         self._window = idempotency_window
 
     async def has_answered(self, ref: IdempotencyRef) -> bool:
-        """Tell whether a request under `ref` would repeat an answer, and issue nothing new."""
+        """Tell whether a request under `ref` would repeat an answer, and issue nothing new.
+
+        Where it would not, say so to `mint` and `mint_batch` (`is_new`): they then do not look again.
+        """
         return await self._known(ref) is not None
 
     async def mint(
-        self, request: TokenRequest, caller_id: str | None, ref: IdempotencyRef | None = None
+        self,
+        request: TokenRequest,
+        caller_id: str | None,
+        ref: IdempotencyRef | None = None,
+        *,
+        is_new: bool = False,
     ) -> IssuedToken:
         """Issue one participant token."""
         if ref is None:
             return await self._issuer.issue(request, caller_id)
-        known = await self._known(ref)
+        known = None if is_new else await self._known(ref)
         if known is None:
             draft = await self._issuer.draft(request, caller_id)
             late = await self._issuer.record([draft], self._claim(ref, [draft]))
@@ -116,9 +124,11 @@ class TokenDesk:
         slices: LoopSlices,
         caller_id: str | None,
         ref: IdempotencyRef | None = None,
+        *,
+        is_new: bool = False,
     ) -> list[BatchOutcome]:
         """Answer every item with its token or its error; one that is an error already keeps it."""
-        known = None if ref is None else await self._known(ref)
+        known = None if ref is None or is_new else await self._known(ref)
         if known is None:
             drafts = await draft_batch(self._issuer, items, slices, caller_id)
             claim = None if ref is None else self._claim(ref, drafts)

@@ -11,15 +11,17 @@ The key and the body are stored as hashes. A key belongs to one caller and one r
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.errors import IdempotencyConflictError
+from tokensvc.errors import IdempotencyConflictError, TokenServiceError
 from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import idempotency_records as records
 from tokensvc.store.transactions import insert_absent
@@ -33,7 +35,8 @@ __all__ = [
     "idempotency_ref",
 ]
 
-_CLAIMS_PER_STATEMENT = 200
+_CLAIMS_PER_STATEMENT: Final = 200
+_LOOKUPS_PER_STATEMENT: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,16 @@ def idempotency_ref(caller_id: str, route: str, key: str, request: bytes) -> Ide
 
 
 class IdempotencyStore:
-    """Reads what was answered; the writing is done by `claim_all`, in the transaction of the answer."""
+    """Reads what was answered; the writing is done by `claim_all`, in the transaction of the answer.
+
+    While one look-up is under way, whoever asks waits for the next, which answers them all: a look-up for
+    each would take longer than all else in a mint. Belongs to one event loop.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._asked: list[_Question] = []
+        self._answering: asyncio.Task[None] | None = None
 
     async def find(self, ref: IdempotencyRef, now: float) -> str | None:
         """Return the stored result of this request, or None.
@@ -90,13 +99,65 @@ class IdempotencyStore:
         Raises IdempotencyConflictError where the key was used with another request, and
         StoreUnavailableError.
         """
-        query = select(records.c.request_sha256, records.c.result).where(
-            _is(ref), records.c.expires_at > now
-        )
+        loop = asyncio.get_running_loop()
+        question = _Question(ref, loop.create_future())
+        self._asked.append(question)
+        if self._answering is None:
+            self._answering = loop.create_task(self._answer(), name="idempotency look-ups")
+        found = await question.answer
+        return None if found is None or found.expires_at <= now else found.answer.to(ref)
+
+    async def _answer(self) -> None:
+        try:
+            while self._asked:
+                # Whoever is about to ask in this turn of the event loop is in it as well.
+                await asyncio.sleep(0)
+                asked = self._asked[:_LOOKUPS_PER_STATEMENT]
+                del self._asked[:_LOOKUPS_PER_STATEMENT]
+                try:
+                    found = await self._look_up([one.ref for one in asked])
+                except Exception as error:  # noqa: BLE001 - it is raised where it was asked
+                    foreseen = isinstance(error, TokenServiceError)
+                    for one in asked:
+                        # A shared one would gather everybody's traceback.
+                        one.fail(copy.copy(error) if foreseen else error)
+                else:
+                    for one in asked:
+                        one.tell(found.get((one.ref.caller_id, one.ref.route, one.ref.key_sha256)))
+        finally:
+            self._answering = None
+
+    async def _look_up(self, refs: Sequence[IdempotencyRef]) -> dict[_Key, _Found]:
+        found: dict[_Key, _Found] = {}
         with store_faults("read idempotency record"):
             async with self._engine.connect() as connection:
-                row = (await connection.execute(query)).one_or_none()
-        return None if row is None else StoredAnswer(*row).to(ref)
+                for owner in _by_owner(refs):
+                    for row in await connection.execute(_STANDING, owner):
+                        key = (row.caller_id, row.route, row.key_sha256)
+                        answer = StoredAnswer(row.request_sha256, row.result)
+                        found[key] = _Found(answer, row.expires_at)
+        return found
+
+
+class _Found(NamedTuple):
+    answer: StoredAnswer
+    expires_at: float
+
+
+_Key: TypeAlias = tuple[str, str, bytes]
+
+
+class _Question(NamedTuple):
+    ref: IdempotencyRef
+    answer: asyncio.Future[_Found | None]
+
+    def tell(self, found: _Found | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(found)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 def claim_all(
@@ -110,14 +171,16 @@ def claim_all(
     late: dict[Claim, StoredAnswer] = {}
     for start in range(0, len(claims), _CLAIMS_PER_STATEMENT):
         some = claims[start : start + _CLAIMS_PER_STATEMENT]
-        keys = or_(*(_is(claim.ref) for claim in some))
-        connection.execute(delete(records).where(keys, records.c.expires_at <= now))
+        owners = _by_owner([claim.ref for claim in some])
+        for owner in owners:
+            connection.execute(_FORGET, {**owner, "now": now})
         # In one order on every replica, so that two of them cannot deadlock; the sort is stable.
         ordered = sorted(some, key=lambda claim: claim.ref.key_sha256)
         insert_absent(connection, records, [_values(claim) for claim in ordered])
         stored = {
             (row.caller_id, row.route, row.key_sha256): row
-            for row in connection.execute(select(records).where(keys))
+            for owner in owners
+            for row in connection.execute(_STANDING, owner)
         }
         for claim in some:
             row = stored[claim.ref.caller_id, claim.ref.route, claim.ref.key_sha256]
@@ -137,9 +200,22 @@ def _values(claim: Claim) -> dict[str, object]:
     }
 
 
-def _is(ref: IdempotencyRef) -> ColumnElement[bool]:
-    return and_(
-        records.c.caller_id == ref.caller_id,
-        records.c.route == ref.route,
-        records.c.key_sha256 == ref.key_sha256,
-    )
+def _by_owner(refs: Sequence[IdempotencyRef]) -> list[dict[str, object]]:
+    """Return the parameters of `_OF_OWNER` for each caller and route, in one order on every replica."""
+    keys: dict[tuple[str, str], list[bytes]] = {}
+    for ref in refs:
+        keys.setdefault((ref.caller_id, ref.route), []).append(ref.key_sha256)
+    return [
+        {"of_caller": caller_id, "of_route": route, "of_keys": found}
+        for (caller_id, route), found in sorted(keys.items())
+    ]
+
+
+# Made once: a statement made anew for each commit took longer than the commit.
+_OF_OWNER: Final = and_(
+    records.c.caller_id == bindparam("of_caller"),
+    records.c.route == bindparam("of_route"),
+    records.c.key_sha256.in_(bindparam("of_keys", expanding=True)),
+)
+_STANDING: Final = select(records).where(_OF_OWNER)
+_FORGET: Final = delete(records).where(_OF_OWNER, records.c.expires_at <= bindparam("now"))

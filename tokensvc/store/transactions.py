@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Column, Connection, Engine, Float, Integer, Table
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -218,7 +218,27 @@ def _array_type(column: Column[Any]) -> str:
 def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
     """Insert the rows that break no unique constraint, and leave out the others (ON CONFLICT DO NOTHING).
 
+    All of them have the same columns, of text, numbers and bytes, which SQLite's driver gets as they are.
     Where another transaction is about to insert the same key, PostgreSQL waits for its end.
     """
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+    if connection.dialect.name == "postgresql":
+        connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
+        return
+    # Many rows in one statement, as in `insert_rows`.
+    columns = tuple(rows[0])
+    start = 0
+    for count in _blocks(len(rows), MAX_PARAMETERS // len(columns)):
+        some = rows[start : start + count]
+        start += count
+        connection.exec_driver_sql(
+            _absent_statement(table, columns, count),
+            tuple(row[name] for row in some for name in columns),
+        )
+
+
+@lru_cache(maxsize=128)
+def _absent_statement(table: Table, columns: tuple[str, ...], count: int) -> str:
+    row_texts = ["(" + ", ".join(["?"] * len(columns)) + ")"] * count
+    into = f"{table.name} ({', '.join(columns)})"
+    # Names of our own tables and columns; every value is a parameter.
+    return f"INSERT INTO {into} VALUES {', '.join(row_texts)} ON CONFLICT DO NOTHING"  # noqa: S608
