@@ -1,4 +1,4 @@
-"""The short way of mint and batch answers as the long one does: same answers, log lines, counts and ledger rows."""
+"""The short way of mint and batch answers as the long one: answers, log lines, counts, ledger rows."""
 
 from __future__ import annotations
 
