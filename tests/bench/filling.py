@@ -72,11 +72,14 @@ def add_rows(database: Path, count: int) -> None:
 
 def _rows(count: int, key_id: str, key_arn: str) -> Iterator[tuple[object, ...]]:
     now, name = int(time.time()), endpoints_id(_ENDPOINTS)
-    assert tuple(
-        column.name
-        for column in issued_tokens.c
-        if column.name not in ("row_id", "disconnected_at")
-    ) == COLUMNS
+    assert (
+        tuple(
+            column.name
+            for column in issued_tokens.c
+            if column.name not in ("row_id", "disconnected_at")
+        )
+        == COLUMNS
+    )
     for _ in range(count):
         yield (
             new_participant_id(), "participant", stage(), "eu-central-1", user(), key_id, key_arn,
