@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.callers.support import NOW, Clock, ReadOnlyStore, make_caller
 from tokensvc.callers import Authenticated, CallerDirectory, CallerSecret, Scope, directory
 from tokensvc.callers.api_key import ApiKey
+from tokensvc.callers.oidc import CallerAuthenticator
 from tokensvc.errors import StoreUnavailableError, UnauthenticatedError
 
 
@@ -244,6 +245,92 @@ async def test_an_age_is_never_negative(clock):
     known = await read(clock)
     clock.now -= 5
     assert known.age() == 0
+
+
+async def test_a_key_works_from_the_moment_it_is_made(clock):
+    """Whoever is shown an API key uses it at once, and does not wait for the next poll."""
+    ana, ana_key = make_caller()
+    store = ReadOnlyStore()
+    known = CallerDirectory(store, clock)
+    await known.refresh()
+    keys = CallerAuthenticator(known)
+    store.put(ana)
+    assert (await keys.authenticate(bearer(ana_key))).caller_id == ana.caller_id
+    # A rotated caller's new key as well.
+    new_key = ApiKey.new(ana.caller_id)
+    new = CallerSecret(new_key.secret_sha256, NOW)
+    store.put(dataclasses.replace(ana, secrets=(*ana.secrets, new)))
+    clock.now += 2 * directory.CATCH_UP_SECONDS
+    assert (await keys.authenticate(bearer(new_key))).caller_id == ana.caller_id
+
+
+async def test_a_key_that_was_made_while_the_callers_were_being_read_is_found(clock):
+    ana, ana_key = make_caller()
+    reading = asyncio.Event()
+
+    class Slow(ReadOnlyStore):
+        async def version(self) -> int:
+            version = await super().version()
+            await reading.wait()
+            return version
+
+    store = Slow()
+    known = CallerDirectory(store, clock)
+    reading.set()
+    await known.refresh()
+    reading.clear()
+    store.put(ana)
+    poll = asyncio.create_task(known.refresh())
+    await asyncio.sleep(0)
+    asked = asyncio.create_task(CallerAuthenticator(known).authenticate(bearer(ana_key)))
+    await asyncio.sleep(0)
+    reading.set()
+    # The poll reads the change first, so the second read finds nothing new; the caller is known.
+    assert await poll is True
+    assert (await asked).caller_id == ana.caller_id
+
+
+async def test_a_flood_of_wrong_keys_reads_the_store_ten_times_a_second_at_most(clock):
+    ana, ana_key = make_caller()
+    store = ReadOnlyStore(ana)
+    known = CallerDirectory(store, clock)
+    await known.refresh()
+    keys = CallerAuthenticator(known)
+    store.reads.clear()
+    wrong = [f"Bearer {make_caller()[1].reveal()}" for _ in range(20)]
+    wrong.append(f"Bearer tsk_{ana.caller_id}_{ana_key.reveal().split('_', 2)[2][::-1]}")
+    for second in range(3):
+        for header in wrong:
+            with pytest.raises(UnauthenticatedError):
+                await keys.authenticate(header)
+        assert store.reads == ["version"] * (second + 1)
+        clock.now += 2 * directory.CATCH_UP_SECONDS
+    # A clock that was set back looks again instead of never.
+    clock.now -= 3_600
+    with pytest.raises(UnauthenticatedError):
+        await keys.authenticate(wrong[0])
+    assert store.reads == ["version"] * 4
+
+
+async def test_what_can_be_no_new_key_reads_nothing(clock):
+    ended, ended_key = make_caller(expires_at=NOW - 1)
+    store = ReadOnlyStore(ended)
+    known = CallerDirectory(store, clock)
+    await known.refresh()
+    store.reads.clear()
+    for header in (None, "", "Basic YTpi", bearer(ended_key)):
+        with pytest.raises(UnauthenticatedError):
+            await CallerAuthenticator(known).authenticate(header)
+    assert store.reads == []
+
+
+async def test_an_unknown_key_is_refused_where_the_store_does_not_answer(clock):
+    store = ReadOnlyStore()
+    known = CallerDirectory(store, clock)
+    await known.refresh()
+    store.go_down()
+    with pytest.raises(UnauthenticatedError):
+        await CallerAuthenticator(known).authenticate(bearer(make_caller()[1]))
 
 
 class Beats:

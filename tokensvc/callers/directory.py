@@ -5,7 +5,9 @@ same for a caller that does not exist. (Together 2 µs; remembering headers that
 take a hash and a look-up, and save 1 µs of a mint's hundred.)
 
 `refresh` reads one number from the store, and the callers only when it has changed or a minute has
-passed (which repairs what changed the tables without it: a restored backup, an operator's SQL). While
+passed (which repairs what changed the tables without it: a restored backup, an operator's SQL). Between
+two of them a key that is not known may be one that was made just now: `catch_up` refreshes for its sake,
+ten times a second at most whatever is tried, so that a key works from the moment it is printed. While
 the store does not answer, the last callers stay: a caller that is known goes on being served, a new
 one is not known, a revocation is not seen, and expiry, which needs only the clock, is enforced. There
 is no age at which everybody is locked out; `age` says how old the knowledge is, for readiness and
@@ -34,6 +36,10 @@ from tokensvc.errors import StoreUnavailableError, UnauthenticatedError
 __all__ = ["Authenticated", "CallerDirectory"]
 
 FULL_RELOAD_SECONDS: Final = 60.0
+CATCH_UP_SECONDS: Final = 0.1
+"""Between two refreshes for keys that are not known, so that a flood of wrong ones costs nothing."""
+
+_MAY_BE_NEW: Final = frozenset({"unknown_caller", "wrong_secret"})
 
 _log = structlog.get_logger(__name__)
 
@@ -75,6 +81,7 @@ class CallerDirectory:
         self._clock = clock
         self._snapshot: _Snapshot | None = None
         self._read_at = -math.inf
+        self._caught_up_at = -math.inf
         self._refreshing = asyncio.Lock()
         self._nobody = _entry(Caller("", "", frozenset(), created_at=0.0))
 
@@ -128,6 +135,27 @@ class CallerDirectory:
                 self._snapshot = _Snapshot(version, now, MappingProxyType(entries))
             self._read_at = now
             return reload
+
+    async def catch_up(self, refusal: UnauthenticatedError) -> bool:
+        """Refresh if the key that was refused may be newer than what is known; tell if anything was.
+
+        True says that the same header may be answered differently now. False: it was no key at all or
+        one that has ended, others were looked for less than CATCH_UP_SECONDS ago, or the store does not
+        answer. A wrong secret is treated as an unknown caller is, so that time tells nobody which it was.
+        """
+        now = self._clock()
+        if refusal.context.get("reason") not in _MAY_BE_NEW or (
+            0 <= now - self._caught_up_at < CATCH_UP_SECONDS
+        ):
+            return False
+        self._caught_up_at = now
+        known = self._snapshot
+        try:
+            await self.refresh()
+        except StoreUnavailableError:
+            # Told by the loop, whose refreshes fail as well.
+            return False
+        return self._snapshot is not known
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[object]]) -> NoReturn:
         """Refresh every `interval` seconds, until cancelled; faults are logged and outlived.

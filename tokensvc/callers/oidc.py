@@ -208,7 +208,7 @@ class CallerAuthenticator:
         self._oidc = oidc
 
     async def authenticate(self, authorization: str | None) -> Authenticated:
-        """Return who sends this `Authorization` header.
+        """Return who sends this `Authorization` header, even if its key was made a moment ago.
 
         Raises UnauthenticatedError, StoreUnavailableError and IdentityProviderError.
         """
@@ -216,6 +216,11 @@ class CallerAuthenticator:
         if oidc is not None and authorization is not None and authorization.count(".") == 2:
             # No API key has a dot in it.
             return await oidc.authenticate(authorization)
+        try:
+            return self._directory.authenticate(authorization)
+        except UnauthenticatedError as refusal:
+            if not await self._directory.catch_up(refusal):
+                raise
         return self._directory.authenticate(authorization)
 
 

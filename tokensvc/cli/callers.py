@@ -42,7 +42,8 @@ class Lifetime(click.ParamType[int]):
 def callers() -> None:
     """Look after callers and their API keys.
 
-    A change takes effect on every replica within a second (TOKENSVC_CALLER_REFRESH).
+    A new API key works at once; any other change takes effect on every replica within a second
+    (TOKENSVC_CALLER_REFRESH).
     """
 
 
