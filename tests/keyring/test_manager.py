@@ -27,15 +27,36 @@ from tokensvc.errors import (
     IvsThrottledError,
     IvsUnavailableError,
     KeyMismatchError,
+    KmsError,
     NoSigningKeyError,
     NotFoundError,
     RingConflictError,
     StoreUnavailableError,
 )
 from tokensvc.keyring.record import DeleteReason, KeyPhase, key_tags
-from tokensvc.keyring.sealing import LocalSealer
+from tokensvc.keyring.sealing import LocalSealer, SealContext
 from tokensvc.signing import generate_private_key, load_public_key, public_key_pem
 from tokensvc.tokens.arn import PublicKeyArn
+
+
+class SealerThatIsDown:
+    """A key manager that does not answer until `down` is taken back."""
+
+    def __init__(self, world: World) -> None:
+        self.down = True
+        self._sealer = world.sealer
+
+    async def seal(self, private_key: bytes, context: SealContext) -> bytes:
+        self._ask()
+        return await self._sealer.seal(private_key, context)
+
+    async def unseal(self, sealed: bytes, context: SealContext) -> bytes:
+        self._ask()
+        return await self._sealer.unseal(sealed, context)
+
+    def _ask(self) -> None:
+        if self.down:
+            raise KmsError("AWS KMS does not answer.", retry_after=2.0)
 
 
 async def test_the_first_prepare_makes_imports_checks_and_activates_a_key(world: World) -> None:
@@ -431,6 +452,22 @@ async def test_a_lost_key_does_not_sign_even_where_that_cannot_be_stored(world: 
         view.signing_key(REGION)
 
 
+async def test_a_lost_key_is_taken_out_though_the_key_manager_is_down(world: World) -> None:
+    """Other processes go by what is stored; they must not sign with it until KMS is back."""
+    await world.settled()
+    lost, standby = world.active, world.standby
+    world.ivs.drop(lost.arn)
+    sealer = SealerThatIsDown(world)
+    manager = world.manager(sealer=sealer)
+    status = await manager.tick(REGION)
+    assert world.ring().active is None
+    assert world.ring().key(lost.key_id).delete_reason is DeleteReason.GONE
+    assert [problem.code for problem in status.problems] == ["kms"]
+    sealer.down = False
+    await manager.tick(REGION)
+    assert world.active.key_id == standby.key_id
+
+
 async def test_a_lost_standby_is_replaced(world: World) -> None:
     manager = await world.settled()
     lost = world.standby
@@ -511,10 +548,8 @@ async def test_a_lost_master_key_is_recovered_from_as_the_runbook_says(world: Wo
 async def test_invalidating_the_active_key_promotes_the_standby(world: World) -> None:
     manager = await world.settled()
     bad, standby = world.active, world.standby
-    world.ledger.marks[bad.key_id] = world.clock.now + DAY
     report = await manager.invalidate(REGION, bad.key_id)
     assert (report.successor, report.deleted) == (standby.key_id, True)
-    assert report.latest_expiry == world.clock.now + DAY
     assert bad.arn not in world.ivs.keys
     assert world.active.key_id == standby.key_id
     dead = world.ring().key(bad.key_id)
@@ -586,6 +621,29 @@ async def test_a_key_of_any_phase_can_be_invalidated(world: World, phase: str) -
     assert await manager.invalidate(REGION, key.key_id) == await manager.invalidate(
         REGION, key.key_id, dry_run=False
     )
+
+
+async def test_a_ledger_that_does_not_answer_keeps_no_stolen_key_alive(world: World) -> None:
+    manager = await world.settled()
+    bad, standby = world.active, world.standby
+    world.ledger.fails = StoreUnavailableError("The database took too long for a statement.")
+    report = await manager.invalidate(REGION, bad.key_id)
+    assert (report.successor, report.deleted) == (standby.key_id, True)
+    assert bad.arn not in world.ivs.keys
+
+
+async def test_a_key_manager_that_is_down_keeps_no_stolen_key_alive(world: World) -> None:
+    """The standby is the next tick's to promote, of whoever has it open or when KMS is back."""
+    await world.settled()
+    bad, standby = world.active, world.standby
+    sealer = SealerThatIsDown(world)
+    report = await world.manager(sealer=sealer).invalidate(REGION, bad.key_id)
+    assert (report.successor, report.deleted) == (None, True)
+    assert bad.arn not in world.ivs.keys
+    assert world.phases() == {"STANDBY": 1, "DELETED": 1}
+    sealer.down = False
+    await world.manager(sealer=sealer).tick(REGION)
+    assert world.active.key_id == standby.key_id
 
 
 async def test_an_unknown_key_cannot_be_invalidated(world: World) -> None:

@@ -13,15 +13,8 @@ from typing import Final
 
 import structlog
 
-from tokensvc.errors import (
-    KeyMismatchError,
-    NotFoundError,
-    RingConflictError,
-    SealError,
-    TokenServiceError,
-)
+from tokensvc.errors import NotFoundError, RingConflictError, TokenServiceError
 from tokensvc.keyring import phases
-from tokensvc.keyring.observer import Observer
 from tokensvc.keyring.opener import KeyOpener
 from tokensvc.keyring.policy import RotationPolicy
 from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState
@@ -44,10 +37,10 @@ class InvalidationReport:
     """One key invalidated, or looked at where `dry_run`.
 
     `phase` is the one it was found in. `successor` is the key that signs in its place; None where it
-    did not sign, or where nothing can take its place yet. Its living tokens fail at join from now on:
-    `latest_expiry` (Unix seconds) is when the last of them would have expired, None where the ledger
-    has none. `deleted` says whether IVS holds it no more; where not, `problem` says why, and it is
-    tried again.
+    did not sign, or where nothing can take its place yet. Its living tokens fail at join from now on;
+    which those are is the ledger's to say (`Ledger.key_use`), and not asked here: a ledger that does
+    not answer must not keep a stolen key alive. `deleted` says whether IVS holds it no more; where
+    not, `problem` says why, and it is tried again.
     """
 
     region: str
@@ -55,7 +48,6 @@ class InvalidationReport:
     arn: str | None
     phase: KeyPhase
     successor: str | None
-    latest_expiry: float | None
     dry_run: bool
     deleted: bool
     problem: Problem | None = None
@@ -69,14 +61,12 @@ class Invalidator:
         *,
         store: RingStore,
         opener: KeyOpener,
-        observer: Observer,
         taker: StepTaker,
         policy: RotationPolicy,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._opener = opener
-        self._observer = observer
         self._taker = taker
         self._policy = policy
         self._clock = clock
@@ -95,7 +85,6 @@ class Invalidator:
                 arn=key.arn,
                 phase=key.phase,
                 successor=None if successor is None else successor.key_id,
-                latest_expiry=await self._observer.latest_expiry(key),
                 dry_run=dry_run,
                 deleted=key.phase is KeyPhase.DELETED,
             )
@@ -144,7 +133,8 @@ class Invalidator:
                 continue
             try:
                 self_check(await self._opener.open(standby), standby.public_key_pem)
-            except (SealError, KeyMismatchError) as error:
+            except TokenServiceError as error:
+                # A key manager that is down must not keep a stolen key alive.
                 _log.error("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
                 continue
             return standby

@@ -107,7 +107,6 @@ class RingManager:
         self._invalidator = Invalidator(
             store=store,
             opener=self._opener,
-            observer=self._observer,
             taker=self._taker,
             policy=policy,
             clock=clock,

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from tokensvc.errors import KeyMismatchError, SealError
+from tokensvc.errors import TokenServiceError
 from tokensvc.ivs.gateway import PublicKeySummary
 from tokensvc.keyring import phases
 from tokensvc.keyring.imports import ImportedKeys
@@ -158,8 +158,8 @@ class StepTaker:
         if successor is not None:
             try:
                 changed.append(await self._activated(successor))
-            except (SealError, KeyMismatchError) as error:
-                # The lost key must not sign, whatever becomes of the other one.
+            except TokenServiceError as error:
+                # The lost key must not sign, whatever keeps the other one from it (KMS, say).
                 _log.error("standby_key_unfit", key_id=successor.key_id, reason=error.detail)
         await self._save(ring, *changed)
         _log.error(
