@@ -71,6 +71,8 @@ class MemoryIvs:
         self.calls: list[str] = []
         self.hidden: set[str] = set()
         self.deleted: set[str] = set()
+        self.lingering: list[PublicKeySummary] = []
+        """Deleted, and listed all the same."""
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
         self.same_material_conflicts = True
@@ -133,6 +135,7 @@ class MemoryIvs:
             for key in self.of(region)
             if key.arn not in self.hidden
         ]
+        listed += self.lingering
         self.after("ListPublicKeys")
         return listed
 

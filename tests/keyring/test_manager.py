@@ -149,6 +149,34 @@ async def _at(world: World, moment: float) -> None:
     world.clock.now = moment
 
 
+@pytest.mark.parametrize("deletes_twice", [True, False])
+async def test_a_list_that_goes_on_showing_a_deleted_key_is_no_trouble(
+    world: World, deletes_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether IVS's list is behind its deletions, and answers a second one, is not documented."""
+    manager = await world.settled()
+    delete = world.ivs.delete_public_key
+
+    async def delete_and_show(region: str, arn: str) -> None:
+        shown = [key for key in await world.ivs.list_public_keys(region) if key.arn == arn]
+        if not (deletes_twice and arn in world.ivs.deleted):
+            await delete(region, arn)
+        world.ivs.lingering = shown
+
+    monkeypatch.setattr(world.ivs, "delete_public_key", delete_and_show)
+    old = world.active
+    await manager.rotate(REGION)
+    world.clock.now += world.policy.drain
+    for _ in range(3):
+        status = await manager.tick(REGION)
+        assert status.problems == ()
+    assert old.arn in world.ivs.deleted
+    assert len([call for call in world.ivs.calls if call == "DeletePublicKey"]) <= 3
+    world.ivs.lingering = []
+    assert (await manager.tick(REGION)).healthy
+    assert world.phases() == {"ACTIVE": 1, "STANDBY": 1, "DELETED": 1}
+
+
 async def test_a_key_without_tokens_stays_until_no_replica_can_sign_with_it(world: World) -> None:
     manager = await world.settled()
     old = world.active

@@ -137,8 +137,15 @@ class ImportedKeys:
             await self._gateway.delete_public_key(region, arn)
         except IvsNotFoundError:
             # An earlier attempt whose answer was lost, or somebody else; but not a wrong account.
-            if await self.get(region, arn) is not None:
+            if await self._is_held(region, arn):
                 raise
+
+    async def _is_held(self, region: str, arn: str) -> bool:
+        try:
+            return await self.get(region, arn) is not None
+        except IvsNotFoundError:
+            # Listed, and neither to be got nor to be deleted: the list is behind.
+            return False
 
     async def _find(
         self, key: KeyRecord, owner: str, listed: Iterable[PublicKeySummary]

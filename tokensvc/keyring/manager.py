@@ -150,7 +150,7 @@ class RingManager:
                 await self._verify(ring.active)
                 return ring.active
             steps = plan(ring, self._policy, facts, self._clock())
-            step = next(step for step in steps if step_name(step) not in failed)
+            step = walk.choose(steps, failed)
             if isinstance(step, Wait):
                 for error in failed.values():
                     raise error
@@ -294,7 +294,7 @@ class RingManager:
             self._bar(ring, facts.gone)
             facts = replace(facts, unfit=frozenset(self._unfit))
             steps = plan(ring, self._policy, facts, self._clock(), wish)
-            step = next(step for step in steps if step_name(step) not in failed)
+            step = walk.choose(steps, failed)
             if isinstance(step, Wait):
                 if ring.active is not None and self._verify_due(ring.active, failed):
                     await self._verify_or_note(ring.active, failed)

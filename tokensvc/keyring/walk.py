@@ -5,7 +5,7 @@ IVS is listed anew only where a step may have changed what it holds, for three c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 from tokensvc.errors import IvsThrottledError, TokenServiceError
@@ -45,6 +45,7 @@ class Walk:
         self._store = store
         self._region = region
         self._listed: tuple[PublicKeySummary, ...] | None = None
+        self._deleted: set[str] = set()
 
     async def look(self) -> tuple[RingState, Facts]:
         """Return the ring as it is stored now, and the facts about it; raises as Observer does."""
@@ -54,12 +55,29 @@ class Walk:
         listed = self._listed
         return ring, await self._patiently(lambda: self._observer.facts(ring, listed))
 
+    def choose(self, steps: tuple[Step, ...], failed: Collection[str]) -> Step:
+        """Return the first of `steps` that is not among the names of those that `failed`.
+
+        What this walk has deleted is not deleted again: a list of IVS's may go on showing it.
+        """
+        return next(
+            step
+            for step in steps
+            if step_name(step) not in failed
+            and not (isinstance(step, Sweep) and step.arn in self._deleted)
+        )
+
     async def take(self, taker: StepTaker, ring: RingState, step: Step) -> None:
         """Take a step that was planned on `ring`; raises as StepTaker does."""
         listed = self._listed or ()
         if isinstance(step, Adopt | Delete | Import | Sweep):
             self._listed = None
         await self._patiently(lambda: taker.take(ring, step, listed))
+        match step:
+            case Sweep(arn):
+                self._deleted.add(arn)
+            case Delete(key) if key.arn is not None:
+                self._deleted.add(key.arn)
 
     async def _patiently(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
         # Three calls a second are few, and a throttled call has done nothing.
