@@ -134,6 +134,12 @@ def test_a_new_ring_is_made_by_what_is_due(cli: Cli):
     assert again["rotated"] is False
 
 
+def test_a_rotation_where_no_key_signs_makes_one_sign(cli: Cli):
+    region = cli.region("rotate")
+    assert (region["rotated"], region["previousKeyId"]) == (True, None)
+    assert cli.keys()["ACTIVE"]["keyId"] == region["activeKeyId"]
+
+
 def test_a_rotation_by_hand(cli: Cli):
     cli("rotate", "--if-due")
     before = cli.keys()
@@ -165,6 +171,10 @@ def test_which_standby_signs_can_be_said(cli: Cli):
     assert adopted["phase"] == "STANDBY"
     assert cli.region("rotate", "--to", adopted["keyId"])["activeKeyId"] == adopted["keyId"]
     assert cli.mint() == arn
+    again = cli.region("rotate", "--to", adopted["keyId"])
+    assert (again["rotated"], again["activeKeyId"]) == (False, adopted["keyId"])
+    cli("rotate", "--to", cli.keys()["RETIRING"]["keyId"], expect=1)
+    assert "is RETIRING and signs no more" in cli.err
     cli("rotate", "--to", "k000", expect=1)
     cli("rotate", "--to", adopted["keyId"], "--if-due", expect=2)
 

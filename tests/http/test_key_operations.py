@@ -106,7 +106,7 @@ async def test_regions_rotate_each_for_itself(stopped: Service):
         assert found[REGION]["rotated"] is True
         assert found[OTHER_REGION]["rotated"] is False
         (problem,) = found[OTHER_REGION]["status"]["problems"]
-        assert problem["code"] == "no_signing_key"
+        assert problem["code"] == "ivs_error"
 
 
 async def test_a_dry_run_says_what_would_break_and_changes_nothing(service: Service):

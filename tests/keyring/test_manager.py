@@ -249,8 +249,29 @@ async def test_rotating_to_a_key_that_is_no_standby_is_said(world: World) -> Non
     manager = await world.settled()
     with pytest.raises(NotFoundError, match="no STANDBY key kxyz"):
         await manager.rotate(REGION, to="kxyz")
-    with pytest.raises(NoSigningKeyError, match="No key is ACTIVE in us-east-1"):
-        await manager.rotate(OTHER_REGION)
+    with pytest.raises(NotFoundError):
+        await manager.rotate(REGION, to=world.active.key_id)
+
+
+async def test_where_no_key_signs_a_rotation_makes_one_sign(world: World) -> None:
+    manager = await world.settled()
+    status = await manager.rotate(OTHER_REGION)
+    assert status.healthy
+    assert world.phases(OTHER_REGION) == {"ACTIVE": 1, "STANDBY": 1}
+
+
+async def test_a_full_quota_is_an_error_in_the_log_and_a_spent_budget_a_warning(
+    world: World,
+) -> None:
+    for _ in range(2):
+        world.ivs.put(REGION, public_key_pem(generate_private_key()))
+    with capture_logs() as logs:
+        await world.manager().tick(REGION)
+        world.ivs.fails("ListPublicKeys", ivs_error(IvsThrottledError), times=3)
+        await world.manager().tick(REGION)
+    told = [line for line in logs if line["event"] == "key_ring_needs_attention"]
+    assert [line["log_level"] for line in told] == ["error", "warning"]
+    assert "all 3 public keys" in told[0]["next_step"]
 
 
 async def test_longer_tokens_are_allowed_only_once_that_is_stored(world: World) -> None:

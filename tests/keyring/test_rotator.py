@@ -110,6 +110,13 @@ def test_a_wish_is_for_the_key_that_was_meant_and_no_other() -> None:
     assert Rotate(*keys) not in plan(ring(*keys), POLICY, facts, now, RotateNow("a", to="x"))
 
 
+def test_where_no_key_signs_the_wish_says_which_does_and_any_is_better_than_none() -> None:
+    keys = (standby("s"), standby("t"))
+    facts = Facts(holdings(*keys))
+    for to, signs in ((None, keys[0]), ("t", keys[1]), ("x", keys[0])):
+        assert plan(ring(*keys), POLICY, facts, NOW, RotateNow(None, to))[0] == Promote(signs)
+
+
 def test_what_must_not_sign_goes_before_all_else() -> None:
     keys = (active("a"), standby("s"), condemned("c"))
     facts = Facts(holdings(keys[1], keys[2], strays=(arn("x"),)), gone=frozenset({"a"}))

@@ -13,6 +13,7 @@ import click
 
 from tokensvc.cli.key_work import EXIT_CODES, FAILED, NOT_YET, report_problems, with_parts
 from tokensvc.cli.output import json_option, moment, print_json
+from tokensvc.errors import NotFoundError
 
 if TYPE_CHECKING:
     from tokensvc.http.key_structs import RotationAnswer
@@ -23,6 +24,7 @@ __all__ = ["rotate"]
 # Between two looks of --wait, whatever they say is next; and after one that failed.
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _SHORTEST_PAUSE_SECONDS: Final = 1.0
+_SIGNS_NO_MORE: Final = frozenset({"RETIRING", "DELETED"})
 
 
 @click.command(epilog=EXIT_CODES)
@@ -43,7 +45,9 @@ def rotate(
 ) -> int:
     """Let the STANDBY key sign from now on; no token breaks by it.
 
-    Not possible while there is no standby that IVS has held for TOKENSVC_STANDBY_MIN_AGE seconds.
+    Not possible while there is no standby that IVS has held for TOKENSVC_STANDBY_MIN_AGE seconds;
+    where no key signs at all, one does as soon as it is checked. Nothing is done where the key of --to
+    signs already.
     With --if-due, whatever is due is done: the rotation, the deletion of drained keys, the import of
     the next standby.
     """
@@ -55,7 +59,10 @@ def rotate(
         give_up_at = time.monotonic() + wait_seconds
         wanted = parts.keys.wanted(region)
         if to is not None:
-            wanted = parts.keys.wanted((await parts.keys.key(to)).region)
+            key = await parts.keys.key(to)
+            if key.phase in _SIGNS_NO_MORE:
+                raise NotFoundError(f"Key {to} is {key.phase} and signs no more.", key_id=to)
+            wanted = parts.keys.wanted(key.region)
         jobs = (_Job(parts, one, to, if_due, give_up_at).run() for one in wanted)
         return list(await asyncio.gather(*jobs))
 
@@ -67,7 +74,7 @@ def rotate(
             _print(answer)
     for answer in answers:
         report_problems(answer.region, answer.status.problems or ())
-    return max(_exit_code(answer, if_due) for answer in answers)
+    return max(_exit_code(answer, if_due, to) for answer in answers)
 
 
 class _Job:
@@ -86,7 +93,7 @@ class _Job:
         while True:
             answer = await self._try(first)
             first = first or answer.previous_key_id
-            code = _exit_code(answer, self._if_due)
+            code = _exit_code(answer, self._if_due, self._to)
             left = self._give_up_at - time.monotonic()
             if code == 0 or left <= 0.0:
                 return answer
@@ -108,8 +115,9 @@ def _pause(answer: RotationAnswer) -> float:
     return max(pause, _SHORTEST_PAUSE_SECONDS)
 
 
-def _exit_code(answer: RotationAnswer, if_due: bool) -> int:
-    if answer.rotated and not if_due:
+def _exit_code(answer: RotationAnswer, if_due: bool, to: str | None) -> int:
+    signs = to is not None and answer.active_key_id == to
+    if not if_due and (answer.rotated or signs):
         return 0
     if answer.status.problems:
         return FAILED

@@ -117,13 +117,13 @@ class KeyOperations:
     ) -> RotationAnswer:
         """Replace the ACTIVE key of one Region, as far as that can be now, by `to` where given.
 
-        With `unless_replaced`, a key id, only while that key is the ACTIVE one. Raises
-        StoreUnavailableError; what else goes wrong is in the answer.
+        With `unless_replaced`, a key id, only while that key is the ACTIVE one; and not where `to` is
+        it already. Raises StoreUnavailableError; what else goes wrong is in the answer.
         """
         before = (await self._rings.load(region)).active
         old = None if before is None else before.key_id
-        if unless_replaced not in (None, old):
-            return await self._answer(region, unless_replaced, await self._look(region))
+        if unless_replaced not in (None, old) or (to is not None and old == to):
+            return await self._answer(region, unless_replaced or old, await self._look(region))
         try:
             status = await self._manager.rotate(region, to=to)
         except TokenServiceError as error:

@@ -183,15 +183,16 @@ class RingManager:
         """Replace the ACTIVE key now, by the key `to` where it is given, as far as that can be.
 
         The status says what was done, or until when or for what it has to wait: the standby must be
-        there, checked and old enough, so that no join fails. Raises NoSigningKeyError where no key
-        is ACTIVE, NotFoundError where `to` is no STANDBY key, and StoreUnavailableError.
+        there, checked and old enough, so that no join fails. Where no key is ACTIVE, one is as soon
+        as it is checked. Raises NotFoundError where `to` is no key that can still come to sign, and
+        StoreUnavailableError.
         """
         ring = await self._store.load(region)
-        if ring.active is None:
-            raise NoSigningKeyError(f"No key is ACTIVE in {region}.", region=region)
-        if to is not None and to not in {key.key_id for key in ring.in_phase(KeyPhase.STANDBY)}:
+        coming = (*ring.in_phase(KeyPhase.STANDBY), *ring.in_phase(KeyPhase.GENERATED))
+        if to is not None and to not in {key.key_id for key in coming}:
             raise NotFoundError(f"There is no STANDBY key {to} in {region}.", key_id=to)
-        return await self.tick(region, RotateNow(ring.active.key_id, to))
+        active = None if ring.active is None else ring.active.key_id
+        return await self.tick(region, RotateNow(active, to))
 
     async def reconcile(self, region: str, *, dry_run: bool = False) -> ReconcileReport:
         """Say where the stored ring and what IVS holds differ, and put it right unless `dry_run`.
@@ -381,8 +382,9 @@ class RingManager:
                 _log.info("key_ring_healthy", region=status.region, next_step=status.next_step)
             return
         # A spent budget of calls passes by itself; nobody needs to get up for it.
-        passing = all(problem.code == IvsThrottledError.code for problem in status.problems)
-        report = _log.warning if passing and not status.overdue else _log.error
+        codes = {problem.code for problem in status.problems}
+        passing = codes == {IvsThrottledError.code} and not status.overdue
+        report = _log.warning if passing else _log.error
         report(
             "key_ring_needs_attention",
             region=status.region,

@@ -150,9 +150,12 @@ Step: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class RotateNow:
-    """An operator wants `active` (a key id) replaced now, by `to` if that is not None."""
+    """An operator wants `active` (a key id) replaced now, by `to` if that is not None.
 
-    active: str
+    `active` is None where no key signs.
+    """
+
+    active: str | None
     to: str | None = None
 
 
@@ -259,9 +262,15 @@ class _Plan:
                 yield Rotate(active, ready[0])
 
     def _successor(self) -> KeyRecord | None:
-        # Where no key signs, a young standby is better than none.
-        fit = (key for key in self.standbys if key.key_id not in self.facts.unfit)
-        return next((key for key in fit if key.checked_at is not None), None)
+        # Where no key signs, a young standby is better than none, and any is better than to wait for
+        # the one that was asked for.
+        wanted = None if self.wish is None else self.wish.to
+        fit = [
+            key
+            for key in self.standbys
+            if key.key_id not in self.facts.unfit and key.checked_at is not None
+        ]
+        return next((key for key in fit if key.key_id == wanted), next(iter(fit), None))
 
     def _due(self, active: KeyRecord) -> float:
         if self._wished(active):
