@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.http.held import Held
 from tests.http.support import Service, problem_in, running, stage_arn
 from tokensvc import errors
 from tokensvc.errors import TokenServiceError
@@ -20,19 +20,6 @@ from tokensvc.ledger.writer import SHED_AFTER_SECONDS
 ROWS = 6
 ASKED = 30
 MINT = {"stageArn": stage_arn()}
-
-
-class Held:
-    """A lock on the database that keeps every commit waiting."""
-
-    def __init__(self, service: Service) -> None:
-        path = service.settings.data_dir / "tokensvc.db"
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def release(self) -> None:
-        self._connection.execute("ROLLBACK")
-        self._connection.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ __all__ = [
     "AccessDeniedError",
     "ApiError",
     "ConflictError",
+    "ExpiredTokenError",
     "IncompleteSignatureError",
     "InternalServerError",
     "InvalidSignatureError",
@@ -80,6 +81,14 @@ class MissingAuthenticationTokenError(ApiError):
     """The request is not signed; common to all AWS services."""
 
     code = "MissingAuthenticationTokenException"
+    status = 403
+    member = "message"
+
+
+class ExpiredTokenError(ApiError):
+    """The session token that signed the request has expired; common to all AWS services."""
+
+    code = "ExpiredTokenException"
     status = 403
     member = "message"
 

@@ -15,6 +15,7 @@ from tokensvc.emulator.errors import (
     AccessDeniedError,
     ApiError,
     ConflictError,
+    ExpiredTokenError,
     InternalServerError,
     PendingVerificationError,
     ResourceNotFoundError,
@@ -33,6 +34,7 @@ ERRORS: Final[dict[str, type[ApiError]]] = {
     for error in (
         AccessDeniedError,
         ConflictError,
+        ExpiredTokenError,
         InternalServerError,
         PendingVerificationError,
         ResourceNotFoundError,

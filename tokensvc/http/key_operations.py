@@ -1,7 +1,7 @@
 """What an operator does with the key ring, over HTTP and on the command line: the same code for both.
 
 Each operation leaves this process signing by the new ring when it returns; the other replicas follow
-within `TOKENSVC_RING_REFRESH`.
+within `TOKENSVC_RING_REFRESH`, and so does this one where a rotation was stored and could not be read back.
 """
 
 from __future__ import annotations
@@ -198,7 +198,11 @@ class KeyOperations:
             return None
 
     async def _answer(self, region: str, old: str | None, status: RegionStatus) -> RotationAnswer:
-        await self._ring.refresh(reload=True)
+        try:
+            await self._ring.refresh(reload=True)
+        except StoreUnavailableError as error:
+            # What is done is told; this process follows later, as the other replicas do.
+            _log.warning("key_ring_not_followed_yet", region=region, detail=error.detail)
         active = (await self._rings.load(region)).active
         new = None if active is None else active.key_id
         return RotationAnswer(

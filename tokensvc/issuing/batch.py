@@ -3,7 +3,8 @@
 Stages are looked up first, each once and several at a time; then everything that a local key signs is
 signed in slices; what must go to IVS follows, several calls at a time. Whoever called records all of it
 in one commit, and then has it handed out. A bad item spoils only itself: whatever goes wrong with it,
-foreseen or not, becomes that item's error.
+foreseen or not, becomes that item's error. Where the store is at fault (nobody knows who is banned, or
+nothing can be recorded), that is nobody's item: the batch fails as a whole, with StoreUnavailableError.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 import structlog
 
-from tokensvc.errors import TokenServiceError
+from tokensvc.errors import StoreUnavailableError, TokenServiceError
 from tokensvc.issuing.issued import Draft, IssuedToken
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import LoopSlices
@@ -62,6 +63,8 @@ async def hand_out_batch(
         try:
             # Only a request that parsed has become a draft.
             issuer.admit(cast("TokenRequest", item), draft.token.participant_id)
+        except StoreUnavailableError:
+            raise
         except TokenServiceError as refusal:
             outcomes.append(refusal)
         else:
@@ -97,6 +100,8 @@ class _Batch:
             try:
                 self._issuer.admit(item)
                 local = self._issuer.signs(item)
+            except StoreUnavailableError:
+                raise
             except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
                 self._done[index] = _as_answer(fault, index)
                 continue

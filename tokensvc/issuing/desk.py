@@ -17,6 +17,7 @@ from tokensvc.errors import (
     NotExchangeableError,
     NotFoundError,
     NotRepeatableError,
+    StoreUnavailableError,
     TokenServiceError,
 )
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
@@ -127,7 +128,10 @@ class TokenDesk:
         *,
         is_new: bool = False,
     ) -> list[BatchOutcome]:
-        """Answer every item with its token or its error; one that is an error already keeps it."""
+        """Answer every item with its token or its error; one that is an error already keeps it.
+
+        Raises LedgerBusyError, and StoreUnavailableError: then no item is answered.
+        """
         known = None if ref is None or is_new else await self._known(ref)
         if known is None:
             drafts = await draft_batch(self._issuer, items, slices, caller_id)
@@ -240,6 +244,8 @@ class TokenDesk:
             return one.as_error()
         try:
             return await self._repeat(item, one, caller_id)
+        except StoreUnavailableError:
+            raise
         except TokenServiceError as refusal:
             return refusal
 

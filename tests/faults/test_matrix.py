@@ -1,0 +1,67 @@
+"""docs/faults.md is true: each fault comes about, and every cell is compared with what the service does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.faults.asking import COLUMNS
+from tests.faults.rows import ROWS, Row
+from tests.faults.table import TABLE
+from tests.faults.world import Installation, World, install_once
+
+MOST_ROUNDS = 60
+
+
+@pytest.fixture(autouse=True, scope="module")
+def aws_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEMULATOR0000")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+        # How often IVS may be asked is not the matter here.
+        patch.setattr("tokensvc.ivs.budgets.WINDOW_SECONDS", 0.001)
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def installation(
+    tmp_path_factory: pytest.TempPathFactory, aws_environment: None
+) -> Installation:
+    return await install_once(tmp_path_factory.mktemp("faults") / "installation")
+
+
+def test_every_fault_of_the_table_is_tried():
+    assert set(TABLE) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+async def test_a_fault(
+    name: str, installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    row = ROWS[name]
+    row.prepare(monkeypatch)
+    folder = tmp_path / "installation"
+    async with installation.copied(folder, row.damage, **row.settings) as world:
+        async with row.inject(world, monkeypatch):
+            outcomes = {column: await world.ask(column) for column in COLUMNS}
+        assert outcomes == TABLE[name]
+        assert await asyncio.to_thread(world.refusals) == []
+        await gets_well(world, row)
+
+
+async def gets_well(world: World, row: Row) -> None:
+    """See that it is over when it is over, and that nothing that was promised is forgotten."""
+    if row.cured:
+        well = {column: TABLE["none"][column] for column in ("mint", "ready")}
+        for _ in range(MOST_ROUNDS):
+            await world.let_pass(1)
+            if {column: await world.ask(column) for column in well} == well:
+                break
+        else:
+            raise AssertionError((await world.service.get("/readyz")).text)
+    for disconnect_id in world.disconnects:
+        await world.service.until_done(disconnect_id)
