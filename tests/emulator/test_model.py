@@ -83,11 +83,15 @@ def test_request_is_bounded_as_in_the_model(operation: str) -> None:
     assert described(REQUESTS[operation]) == modelled(shape)
 
 
+COMMON = {"ExpiredTokenException": 403, "ThrottlingException": 429}
+"""Errors of all AWS services, which IVS's model leaves out."""
+
+
 @pytest.mark.parametrize("error", ERRORS.values(), ids=lambda error: error.code)
 def test_errors_have_the_model_status(error: type[ApiError]) -> None:
-    if error.code == "ThrottlingException":
+    if error.code in COMMON:
         assert error.code not in service_model().shape_names
-        assert (error.status, error.member) == (429, "message")
+        assert (error.status, error.member) == (COMMON[error.code], "message")
         return
     shape = service_model().shape_for(error.code)
     assert error.status == shape.metadata["error"]["httpStatusCode"]
