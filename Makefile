@@ -1,6 +1,5 @@
 # tokensvc. `make help` lists the targets; nothing but python3 (>= 3.11, with venv) and make is needed.
 .DEFAULT_GOAL := help
-SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,13 +13,14 @@ export PIP_NO_INPUT := 1
 
 .PHONY: help
 help: ## show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "tokensvc needs Python 3.11 or newer as $(PYTHON); set PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
-		|| { echo "Python's venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
+		|| { rm -rf $(VENV); \
+			echo "Python's venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
 
 # Two stamps: running needs less than testing. Each is renewed when its lock changes.
 $(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python

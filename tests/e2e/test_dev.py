@@ -236,7 +236,9 @@ def test_read_only_data_folder_gives_one_line(tmp_path: Path) -> None:
     expect_one_line(done, str(folder), "cannot be written")
 
 
-@pytest.mark.parametrize("package", ["litestar", "sqlalchemy", "boto3", "msgspec"])
+@pytest.mark.parametrize(
+    "package", ["click", "litestar", "sqlalchemy", "greenlet", "boto3", "msgspec"]
+)
 def test_missing_dependency_gives_one_line(tmp_path: Path, package: str) -> None:
     hidden = tmp_path / "hidden" / package
     hidden.mkdir(parents=True)

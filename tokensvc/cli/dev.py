@@ -56,8 +56,10 @@ def dev(
     Makes, under the data folder, what is not there yet: store, master key, signing key, demo stage,
     API key (printed once). Needs no AWS account. Ctrl-C drains and stops.
     """
-    # Missing packages are found out before anything is made.
+    # Missing packages are found out before anything is made; greenlet by its name, which SQLAlchemy's
+    # own complaint is not.
     import boto3.session  # noqa: F401
+    import greenlet  # type: ignore[import-untyped]  # noqa: F401
 
     from tokensvc.cli.running import run_loop
     from tokensvc.settings import Settings

@@ -41,8 +41,9 @@ def server_config(config: EmulatorConfig, app: ASGIApp | None = None) -> uvicorn
         ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
-        # At DEBUG the WebSocket library logs the handshake's headers, and with them tokens.
-        log_level="info",
+        # At DEBUG the WebSocket library logs the handshake's headers, and with them tokens; at INFO
+        # uvicorn says what the application says as well.
+        log_level="warning",
         access_log=False,
         date_header=False,
         server_header=False,

@@ -21,8 +21,16 @@ from tokensvc.telemetry.redaction import redact_event
 
 __all__ = ["configure_logging", "json_line_writer"]
 
-_QUIET: Final = ("asyncio", "aiosqlite", "boto3", "botocore", "s3transfer", "urllib3")
-"""Libraries whose lower levels describe whole requests: warnings and worse only, at any level."""
+_QUIET: Final = (
+    "aiosqlite",
+    "alembic.runtime.plugins",
+    "asyncio",
+    "boto3",
+    "botocore",
+    "s3transfer",
+    "urllib3",
+)
+"""Libraries whose lower levels describe whole requests, or themselves: warnings and worse only."""
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
