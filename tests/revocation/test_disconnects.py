@@ -35,7 +35,7 @@ async def kick(replica, ask, **options):
 
 
 async def states(replica, accepted) -> dict[str, str]:
-    progress = await replica.revocations.progress(accepted.disconnect_id)
+    progress = await replica.revocations.progress(accepted.disconnect_id, limit=1000)
     return {one.target_id: one.state for one in progress.participants}
 
 
@@ -268,6 +268,28 @@ async def test_of_a_full_stage_what_expires_in_the_queue_costs_no_call(replica, 
     progress = await replica.revocations.progress(accepted.disconnect_id)
     assert progress.counts == {"not_connected": 20, "expired": 40}
     assert len(ivs.calls) == 20
+
+
+async def test_who_joined_between_two_looks_just_before_the_token_expired_is_caught(replica, ivs):
+    for number in range(60):
+        await replica.issue(f"p{number}", f"user{number}", ttl=60)
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE, ban=0))
+    await replica.work(rounds=2)
+    replica.time.now = NOW + 45
+    await replica.worker.keep_lease()
+    await replica.worker.sweep()
+    ivs.join(STAGE, "p59", "user59")
+    replica.time.now = NOW + 60
+    await replica.worker.keep_lease()
+    while await replica.worker.call():
+        pass
+    assert (await states(replica, accepted))["p59"] == "expired"
+    replica.time.now = NOW + 80
+    await replica.work(rounds=2)
+    assert ivs.revoked == {"p59"}
+    progress = await replica.revocations.progress(accepted.disconnect_id)
+    assert progress.done
+    assert progress.counts == {"expired": 59, "disconnected": 1}
 
 
 async def test_who_joins_while_a_full_stage_is_being_cleared_goes_first(replica, ivs):

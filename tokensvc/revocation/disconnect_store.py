@@ -453,8 +453,8 @@ class DisconnectStore:
 def _enqueue(
     connection: Connection, request: Disconnect, found: Sequence[NewCall], now: float
 ) -> None:
-    handled = _handled(connection, request, [call.target_id for call in found])
-    wanted = [call for call in found if call.identity not in handled]
+    ended = _ended(connection, request, [call.target_id for call in found])
+    wanted = [call for call in found if not _is_handled(call, ended.get(call.identity))]
     if not wanted:
         return
     stored = _pending_rows(connection, request, wanted, now)
@@ -482,6 +482,12 @@ def _enqueue(
             for call in wanted
         ],
     )
+    again = [ended[call.identity].call_id for call in wanted if call.identity in ended]
+    if again:
+        # One participant has one state, the new one.
+        of_request = members.c.disconnect_id == request.disconnect_id
+        connection.execute(delete(members).where(of_request, members.c.call_id.in_(again)))
+        _delete_calls_of_none(connection, again)
 
 
 def _pending_rows(
@@ -527,12 +533,14 @@ def _new_row(request: Disconnect, call: NewCall, now: float) -> dict[str, object
     }
 
 
-def _handled(
+def _ended(
     connection: Connection, request: Disconnect, target_ids: Collection[str]
-) -> set[tuple[str, str, str]]:
-    """Return those of a request's calls that are over; IVS may list who was disconnected for a while."""
+) -> dict[tuple[str, str, str], Row[Any]]:
+    """Return those of a request's calls that are over."""
     query = (
-        select(calls.c.operation, calls.c.stage_arn, calls.c.target_id)
+        select(
+            calls.c.call_id, calls.c.operation, calls.c.stage_arn, calls.c.target_id, calls.c.state
+        )
         .join(members, members.c.call_id == calls.c.call_id)
         .where(
             members.c.disconnect_id == request.disconnect_id,
@@ -541,9 +549,19 @@ def _handled(
         )
     )
     return {
-        (operation, stage_arn, target_id)
-        for operation, stage_arn, target_id in connection.execute(query)
+        (row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)
     }
+
+
+def _is_handled(call: NewCall, ended: Row[Any] | None) -> bool:
+    """Tell whether nothing is left to be done for a call, since one like it is over.
+
+    IVS may list for a while who was disconnected. Whom it lists after "not connected", or after the
+    token has expired before its turn came, has joined in between.
+    """
+    if ended is None:
+        return False
+    return call.rank != CONNECTED or ended.state in {"disconnected", "failed"}
 
 
 def _pending(call: DueCall) -> Any:
@@ -558,10 +576,13 @@ def _delete_requests(connection: Connection, ids: Sequence[str]) -> None:
     )
     connection.execute(delete(members).where(members.c.disconnect_id.in_(ids)))
     connection.execute(delete(disconnects).where(disconnects.c.disconnect_id.in_(ids)))
-    still = select(members.c.call_id).where(members.c.call_id == calls.c.call_id)
     for start in range(0, len(call_ids), 500):
-        some = call_ids[start : start + 500]
-        connection.execute(delete(calls).where(calls.c.call_id.in_(some), ~still.exists()))
+        _delete_calls_of_none(connection, call_ids[start : start + 500])
+
+
+def _delete_calls_of_none(connection: Connection, call_ids: Sequence[int]) -> None:
+    still = select(members.c.call_id).where(members.c.call_id == calls.c.call_id)
+    connection.execute(delete(calls).where(calls.c.call_id.in_(call_ids), ~still.exists()))
 
 
 def _disconnect(row: Row[Any]) -> Disconnect:
