@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.ledger.support import NOW, row
+from tests.ledger.support import NOW, STAGE, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
 from tokensvc.ledger.writer import GATHER_SECONDS, MAX_RECORD_SECONDS
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
+from tokensvc.tokens.limits import MAX_CONNECTION_TTL_SECONDS
 
 
 class Transactions:
@@ -319,6 +320,41 @@ async def test_a_damaged_file_refuses_clearly(path, engine, real, age):
         file.write(b"\xff" * (size - 4096))
     with pytest.raises(StoreUnavailableError, match="damaged"):
         await writer.record([row() for _ in range(10)])
+    await writer.aclose()
+
+
+async def test_damaged_rows_hide_no_other_of_any_page(engine, real, age):
+    writer = make(real, age)
+    writer.start()
+    await writer.record([row(f"p{n}", exp=NOW + 1 + n) for n in range(10)])
+    for damage in ("exp = 'garbage' WHERE token_id IN ('p3', 'p4')", "iat = '?'", "kind = '?'"):
+        await real.run(
+            "damage",
+            lambda connection, damage=damage: connection.exec_driver_sql(
+                f"UPDATE issued_tokens SET {damage}"
+            ),
+        )
+    ledger = Ledger(engine)
+    for limit in range(1, 12):
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = await ledger.living(NOW, stage_arn=STAGE, limit=limit, cursor=cursor)
+            seen += [token.token_id for token in page.tokens]
+            cursor = page.next_cursor
+            if cursor is None:
+                assert page.tokens[-1].exp == NOW + MAX_CONNECTION_TTL_SECONDS
+                break
+        whole = [f"p{n}" for n in (0, 1, 2, 5, 6, 7, 8, 9)]
+        assert seen == [*whole, "p3", "p4"][: len(seen)], "those without an expiry come last"
+        assert len(seen) >= len(whole) + min(limit, 2)
+    (token, *_) = (await ledger.living(NOW, stage_arn=STAGE)).tokens
+    assert (token.kind, token.iat, token.exp) == ("participant", 0, NOW + 1)
+    with pytest.raises(StoreUnavailableError, match="damaged"):
+        await ledger.latest("p0")
+    with pytest.raises(StoreUnavailableError, match="damaged"):
+        await ledger.latest_expiry("k1")
+    assert await ledger.last_expiries(["p3", "p5"]) == {"p5": NOW + 6}
     await writer.aclose()
 
 

@@ -590,6 +590,24 @@ async def test_a_damaged_row_is_told_and_loses_nobody(replica, ivs, table, colum
     assert (await replica.revocations.progress(damaged.disconnect_id)).done
 
 
+@pytest.mark.parametrize("column", ["kind", "iat", "exp", "disconnected_at"])
+@pytest.mark.parametrize("ban", [None, 0])
+async def test_a_damaged_row_of_the_ledger_keeps_nobody_on_a_stage(replica, ivs, column, ban):
+    for participant in ("p1", "p2", "p3"):
+        ivs.first_joins[participant] = NOW
+        await replica.issue(participant, participant)
+    garbage = text(f"UPDATE issued_tokens SET {column} = 'garbage' WHERE token_id <> 'p3'")
+    await replica.transactions.run("damage", lambda connection: connection.execute(garbage))
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE, ban=ban))
+    with capture_logs() as logs:
+        await replica.work(rounds=6)
+    assert ivs.revoked == {"p1", "p2", "p3"}
+    assert "ledger_row_damaged" in {entry["event"] for entry in logs}
+    replica.time.now += 30
+    await replica.work(rounds=2)
+    assert (await replica.revocations.progress(accepted.disconnect_id)).done
+
+
 async def test_progress_comes_in_pages(replica, ivs):
     for number in range(7):
         await replica.issue(f"p{number}", f"user{number}")

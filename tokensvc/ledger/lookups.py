@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,6 +21,7 @@ from tokensvc.store.faults import store_faults
 from tokensvc.store.tables import issued_tokens as tokens
 from tokensvc.store.tables import stage_endpoints
 from tokensvc.tokens.claims import StageEndpoints
+from tokensvc.tokens.limits import MAX_CONNECTION_TTL_SECONDS
 
 __all__ = [
     "MAX_PAGE",
@@ -36,6 +38,8 @@ __all__ = [
 
 MAX_PAGE: Final = 1000
 MAX_KEY_USERS: Final = 1000
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,9 @@ class Ledger:
     ) -> Page:
         """Return living tokens that match every filter given, earliest expiry first.
 
-        At most `limit` (1 to 1000). Raises InvalidRequestError for a cursor that does not fit.
+        At most `limit` (1 to 1000). Raises InvalidRequestError for a cursor that does not fit. Of a
+        damaged row, what cannot be read is filled in, and the log says so: a token that is not listed
+        is not revoked. Rows without an expiry are all on the last page, up to `limit`.
         """
         limit = min(max(limit, 1), MAX_PAGE)
         selection = (stage_arn, user_id, key_id)
@@ -125,8 +131,11 @@ class Ledger:
             now, stage_arn=stage_arn, user_id=user_id, key_id=key_id, after=after
         ).limit(limit + 1)
         rows = await self._all("list tokens", query)
-        records = tuple(_record(row) for row in rows[:limit])
-        if len(rows) <= limit:
+        # SQLite sorts what is no number behind all numbers, and no cursor names a place there.
+        dated = sum(_is_number(row.exp) for row in rows[:limit])
+        of_page = rows[: dated or limit]
+        records = tuple(_repaired(IssuedRecord(*row), now) for row in of_page)
+        if len(rows) == len(of_page) or not dated:
             return Page(records, None)
         return Page(records, encode_cursor(records[-1].exp, records[-1].row_id, selection))
 
@@ -161,13 +170,17 @@ class Ledger:
         return replace(record, endpoints=StageEndpoints(events, whip))
 
     async def last_expiries(self, token_ids: Sequence[str]) -> dict[str, int]:
-        """Return the latest `exp` for each `jti` that the ledger knows; at most 1000 at once."""
+        """Return the latest `exp` for each `jti` that the ledger knows; at most 1000 at once.
+
+        One whose expiry is damaged is left out, as if the ledger did not know it.
+        """
         query = (
             select(tokens.c.token_id, func.max(tokens.c.exp).label("last"))
             .where(tokens.c.token_id.in_(token_ids))
             .group_by(tokens.c.token_id)
         )
-        return {row.token_id: row.last for row in await self._all("find expiries", query)}
+        rows = await self._all("find expiries", query)
+        return {row.token_id: row.last for row in rows if _is_number(row.last)}
 
     async def latest_expiry(self, key_id: str) -> int | None:
         """Return the latest `exp` of all committed tokens of a key, or None.
@@ -175,7 +188,9 @@ class Ledger:
         Final once the key has stopped signing everywhere and MAX_RECORD_SECONDS have passed.
         """
         rows = await self._all("find latest expiry", latest_expiry_of(key_id))
-        return int(rows[0][0]) if rows else None
+        if rows and not _is_number(rows[0].exp):
+            raise _damaged(rows[0].row_id, key_id=key_id)
+        return int(rows[0].exp) if rows else None
 
     async def key_use(self, key_id: str, now: float) -> KeyUse:
         """Return who holds living tokens of a key; reads all of them, seconds for millions."""
@@ -243,7 +258,10 @@ def newest_token(token_id: str) -> Select[Any]:
 def latest_expiry_of(key_id: str) -> Select[Any]:
     """Return the query of the latest `exp` of a key's tokens."""
     return (
-        select(tokens.c.exp).where(tokens.c.key_id == key_id).order_by(tokens.c.exp.desc()).limit(1)
+        select(tokens.c.exp, tokens.c.row_id)
+        .where(tokens.c.key_id == key_id)
+        .order_by(tokens.c.exp.desc(), tokens.c.row_id.desc())
+        .limit(1)
     )
 
 
@@ -267,8 +285,33 @@ def _living(
 
 def _record(row: Iterable[Any]) -> IssuedRecord:
     record = IssuedRecord(*row)
-    if record.kind not in (PARTICIPANT, CONNECTION) or not isinstance(record.exp, int):
-        raise StoreUnavailableError(
-            f"Row {record.row_id} of the ledger is damaged.", token_id=record.token_id
-        )
+    if record.kind not in (PARTICIPANT, CONNECTION) or not (
+        _is_number(record.exp) and _is_number(record.iat)
+    ):
+        raise _damaged(record.row_id, token_id=record.token_id)
     return record
+
+
+def _repaired(record: IssuedRecord, now: float) -> IssuedRecord:
+    """Return a row so that whoever means the token finds it; SQLite stores any type in any column."""
+    repairs: dict[str, Any] = {}
+    if record.kind not in (PARTICIPANT, CONNECTION):
+        repairs["kind"] = CONNECTION if record.stage_arn is None else PARTICIPANT
+    if not _is_number(record.iat):
+        repairs["iat"] = 0
+    if not _is_number(record.exp):
+        repairs["exp"] = int(now) + MAX_CONNECTION_TTL_SECONDS
+    if record.disconnected_at is not None and not _is_number(record.disconnected_at):
+        repairs["disconnected_at"] = None
+    if not repairs:
+        return record
+    _log.error("ledger_row_damaged", row_id=record.row_id, taken_as=repairs)
+    return replace(record, **repairs)
+
+
+def _damaged(row_id: int, **context: object) -> StoreUnavailableError:
+    return StoreUnavailableError(f"Row {row_id} of the ledger is damaged.", **context)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))

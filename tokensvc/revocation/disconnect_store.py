@@ -548,9 +548,7 @@ def _ended(
             calls.c.target_id.in_(target_ids),
         )
     )
-    return {
-        (row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)
-    }
+    return {(row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)}
 
 
 def _is_handled(call: NewCall, ended: Row[Any] | None) -> bool:
