@@ -113,8 +113,9 @@ async def test_endpoints_are_stored_once_and_what_was_signed_stays(
 
 async def test_an_exchanged_participant_is_found_as_it_was_last_signed(writer, ledger):
     await writer.record([row("p1", exp=NOW + 7200)])
-    await writer.record([row("p1", exp=NOW + 60, user_id="alicia")])
-    assert (await ledger.latest("p1")).user_id == "alicia"
+    await writer.record([row("p1", exp=NOW + 60, user_id="alicia"), row("p2", exp=NOW + 9000)])
+    found = await ledger.latest("p1")
+    assert (found.user_id, found.exp, found.lives_until) == ("alicia", NOW + 60, NOW + 7200)
     assert await ledger.last_expiries(["p1", "unknown"]) == {"p1": NOW + 7200}
 
 
@@ -207,6 +208,10 @@ async def test_a_disconnect_is_noted_on_every_token_of_the_participant(writer, l
         await connection.run_sync(mark_disconnected, "p1", NOW + 5.5)
     noted = {(t.token_id, t.disconnected_at) for t in (await ledger.living(NOW)).tokens}
     assert noted == {("p1", NOW + 5.5), ("p2", None)}
+    # An exchange that was under way is recorded after it.
+    await writer.record([row("p1")])
+    assert (await ledger.latest("p1")).disconnected_at == NOW + 5.5
+    assert (await ledger.latest("p2")).disconnected_at is None
 
 
 async def test_a_value_that_no_database_takes_fails_its_own_request_alone(writer, ledger):

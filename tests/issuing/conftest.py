@@ -74,7 +74,8 @@ class World:
         for number, row in reversed(list(enumerate(self.rows))):
             if row.token_id == token_id:
                 disconnected_at = 1.0 if token_id in self.disconnected else None
-                return IssuedRecord(number, *row[:-1], disconnected_at, row.endpoints)
+                until = max(one.exp for one in self.rows if one.token_id == token_id)
+                return IssuedRecord(number, *row[:-1], disconnected_at, row.endpoints, until)
         return None
 
     async def is_pending(self, stage_arn: str, participant_id: str) -> bool:

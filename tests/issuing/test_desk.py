@@ -113,6 +113,16 @@ async def test_who_cannot_join_again_gets_no_exchange(
     assert len(world.rows) == 1
 
 
+async def test_who_did_not_use_a_short_exchange_is_exchanged_again_while_the_first_token_lives(
+    world: Any, desk: TokenDesk, ask: Ask
+) -> None:
+    first = await desk.mint(ask(duration=60), "backend")
+    await desk.exchange(ExchangeRequest(first.participant_id, duration=1), "backend", freely)
+    world.now += 120
+    await desk.exchange(ExchangeRequest(first.participant_id), "backend", freely)
+    assert len(world.rows) == 3
+
+
 async def test_an_exchange_needs_a_local_key(world: Any, desk: TokenDesk, ask: Ask) -> None:
     first = await desk.mint(ask(), "backend")
     world.keys.clear()
@@ -250,6 +260,31 @@ async def test_a_repeated_mint_is_the_same_participant_with_the_same_times(
     signed_with = {row.key_id for row in world.rows}
     assert signed_with == ({"key1", "key2"} if rotated else {"key1"})
     assert len(world.rows) == len(signed_with)
+
+
+async def test_a_key_that_repeats_a_longer_token_than_it_has_signed_since_is_kept_for_it(
+    world: Any, desk: TokenDesk, ask: Ask
+) -> None:
+    first = await desk.mint(ask(duration=600), "backend", REF)
+    world.keys[REGION] = new_key(key_id="key2")
+    await desk.exchange(ExchangeRequest(first.participant_id, duration=5), "backend", freely)
+    again = await desk.mint(ask(duration=600), "backend", REF)
+    exp = world.verify(again.token)["exp"]
+    assert again.key_arn.endswith("key2")
+    assert max(row.exp for row in world.rows if row.key_id == "key2") == exp
+    recorded = len(world.rows)
+    await desk.mint(ask(duration=600), "backend", REF)
+    assert len(world.rows) == recorded, "it is known now"
+
+
+async def test_an_expired_token_is_not_given_again_though_its_participant_has_another(
+    world: Any, desk: TokenDesk, ask: Ask
+) -> None:
+    first = await desk.mint(ask(duration=5), "backend", REF)
+    await desk.exchange(ExchangeRequest(first.participant_id, duration=600), "backend", freely)
+    world.now += 300
+    with pytest.raises(NotRepeatableError, match="expired"):
+        await desk.mint(ask(duration=5), "backend", REF)
 
 
 async def test_two_at_once_get_the_same_answer(world: Any, desk: TokenDesk, ask: Ask) -> None:

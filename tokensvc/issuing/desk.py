@@ -29,7 +29,7 @@ from tokensvc.issuing.repeats import HasRow, Kept, KeptProblem, KeptToken, keep,
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger.idempotency import Claim, IdempotencyRef
 from tokensvc.ledger.lookups import IssuedRecord
-from tokensvc.ledger.row import PARTICIPANT
+from tokensvc.ledger.row import PARTICIPANT, LedgerRow
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.connection import ConnectionRequest
@@ -221,7 +221,7 @@ class TokenDesk:
         one = _only(known)
         found = await self._again(one)
         draft = self._connections.sign(request, caller_id, one.identity)
-        if draft.row.key_id != found.key_id:
+        if not _knows(found, draft.row):
             await self._recorder.record([draft.row])
         self._connections.admit(request, draft.token.token_id)
         return draft.token
@@ -261,8 +261,7 @@ class TokenDesk:
         found = await self._again(one)
         endpoints = found.endpoints or await self._issuer.stage_endpoints(request.stage)
         draft = self._issuer.sign(request, endpoints, caller_id, one.identity)
-        # The key may be another one by now, and must then know that it has signed this token.
-        if draft.row.key_id != found.key_id:
+        if not _knows(found, draft.row):
             await self._issuer.record([draft])
         self._issuer.admit(request, one.participant_id)
         return draft.token
@@ -271,10 +270,22 @@ class TokenDesk:
         found = await self._ledger.latest(one.participant_id)
         if found is None:
             raise NotRepeatableError("The token has expired, and the ledger has forgotten it.")
-        reason = await why_not_again(found, self._pending, self._clock())
+        now = self._clock()
+        reason = await why_not_again(found, self._pending, now)
+        if reason is None and one.exp <= now:
+            reason = "The token has expired; its participant has another one since."
         if reason is not None:
             raise NotRepeatableError(reason)
         return found
+
+
+def _knows(found: IssuedRecord, signed: LedgerRow) -> bool:
+    """Tell whether the ledger keeps the key of `signed` as long as that lives.
+
+    The key may be another one than when the request was first answered, and the newest token of the
+    participant may be one that it was exchanged for since.
+    """
+    return found.key_id == signed.key_id and found.exp >= signed.exp
 
 
 def _only(known: Sequence[Kept]) -> KeptToken:

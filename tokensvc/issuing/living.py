@@ -37,7 +37,7 @@ async def why_not_again(known: IssuedRecord, pending: PendingDisconnects, now: f
             "Its token was issued by IVS (CreateParticipantToken), and only tokens that were signed"
             " with an imported key can be exchanged or given again."
         )
-    if known.exp <= now:
+    if known.lives_until <= now:
         return "Its token has expired; mint a new one."
     if known.disconnected_at is not None:
         return "The participant has been disconnected; IVS takes no token under its id again."

@@ -64,6 +64,8 @@ class IssuedRecord:
     disconnected_at: float | None
     endpoints: StageEndpoints | None = None
     """Only where a single token was asked for."""
+    lives_until: int = 0
+    """The latest `exp` of all tokens with this `jti`; only where a single token was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +160,22 @@ class Ledger:
     async def latest(self, token_id: str) -> IssuedRecord | None:
         """Return the newest token with this `jti`, with the endpoints it was signed with, or None.
 
-        An exchange gives a participant a newer token under the same id.
+        An exchange gives a participant a newer token under the same id. What IVS was told of any of
+        them holds for all: `disconnected_at` is that of the last.
         """
         rows = await self._all("find token", newest_token(token_id))
         if not rows:
             return None
-        found = tuple(rows[0])
-        record, (events, whip) = _record(found[:-2]), found[-2:]
-        if events is None:
-            return record
-        return replace(record, endpoints=StageEndpoints(events, whip))
+        *columns, events, whip, lives_until, disconnected_at = tuple(rows[0])
+        record = _record(columns)
+        if not _is_number(lives_until):
+            raise _damaged(record.row_id, token_id=token_id)
+        return replace(
+            record,
+            disconnected_at=disconnected_at,
+            lives_until=lives_until,
+            endpoints=None if events is None else StageEndpoints(events, whip),
+        )
 
     async def last_expiries(self, token_ids: Sequence[str]) -> dict[str, int]:
         """Return the latest `exp` for each `jti` that the ledger knows; at most 1000 at once.
@@ -242,12 +250,19 @@ def living_tokens(
 
 
 def newest_token(token_id: str) -> Select[Any]:
-    """Return the query of the newest token with this `jti`, and the endpoints in it."""
+    """Return the query of the newest token with this `jti`, the endpoints in it, and until when one of
+    that `jti` lives, and when one was last disconnected."""
     joined = tokens.outerjoin(
         stage_endpoints, stage_endpoints.c.endpoints_id == tokens.c.endpoints_id
     )
     return (
-        select(*_RECORD_COLUMNS, stage_endpoints.c.events_url, stage_endpoints.c.whip_url)
+        select(
+            *_RECORD_COLUMNS,
+            stage_endpoints.c.events_url,
+            stage_endpoints.c.whip_url,
+            func.max(tokens.c.exp).over(),
+            func.max(tokens.c.disconnected_at).over(),
+        )
         .select_from(joined)
         .where(tokens.c.token_id == token_id)
         .order_by(tokens.c.row_id.desc())
