@@ -136,7 +136,7 @@ class Ledger:
         # SQLite sorts what is no number behind all numbers, and no cursor names a place there.
         dated = sum(_is_number(row.exp) for row in rows[:limit])
         of_page = rows[: dated or limit]
-        records = tuple(_repaired(IssuedRecord(*row), now) for row in of_page)
+        records = tuple(_repaired(IssuedRecord(*tuple(row)), now) for row in of_page)
         if len(rows) == len(of_page) or not dated:
             return Page(records, None)
         return Page(records, encode_cursor(records[-1].exp, records[-1].row_id, selection))
@@ -324,7 +324,7 @@ def _repaired(record: IssuedRecord, now: float) -> IssuedRecord:
     return replace(record, **repairs)
 
 
-def _damaged(row_id: int, **context: object) -> StoreUnavailableError:
+def _damaged(row_id: int, **context: Any) -> StoreUnavailableError:
     return StoreUnavailableError(f"Row {row_id} of the ledger is damaged.", **context)
 
 

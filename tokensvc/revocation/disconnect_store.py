@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import structlog
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
@@ -533,9 +533,14 @@ def _new_row(request: Disconnect, call: NewCall, now: float) -> dict[str, object
     }
 
 
+class _Ended(NamedTuple):
+    call_id: int
+    state: str
+
+
 def _ended(
     connection: Connection, request: Disconnect, target_ids: Collection[str]
-) -> dict[tuple[str, str, str], Row[Any]]:
+) -> dict[tuple[str, str, str], _Ended]:
     """Return those of a request's calls that are over."""
     query = (
         select(
@@ -551,7 +556,7 @@ def _ended(
     return {(row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)}
 
 
-def _is_handled(call: NewCall, ended: Row[Any] | None) -> bool:
+def _is_handled(call: NewCall, ended: _Ended | None) -> bool:
     """Tell whether nothing is left to be done for a call, since one like it is over.
 
     IVS may list for a while who was disconnected. Whom it lists after "not connected", or after the
