@@ -6,7 +6,7 @@ import asyncio
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
 from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE
@@ -25,7 +25,7 @@ from tokensvc.revocation.worker import (
     REPAIR_SECONDS,
     SETTLE_SECONDS,
 )
-from tokensvc.store.tables import disconnect_calls, disconnects
+from tokensvc.store.tables import disconnect_calls, disconnect_members, disconnects
 
 ASK_ALICE = DisconnectAsk.of_user(STAGE, "alice")
 
@@ -638,6 +638,33 @@ async def test_what_is_done_is_deleted_after_its_retention_what_is_not_stays(rep
     with pytest.raises(NotFoundError):
         await replica.revocations.progress(done.disconnect_id)
     assert await states(replica, waits) == {"p2": "pending"}
+
+
+async def test_a_full_stage_is_forgotten_in_slices_and_takes_no_call_of_another_with_it(
+    replica, ivs, monkeypatch
+):
+    for number in range(25):
+        await replica.issue(f"p{number}", "alice" if number < 3 else "bob", ttl=100_000)
+    monkeypatch.setattr("tokensvc.revocation.disconnect_store._PURGED_CALLS_AT_ONCE", 10)
+    old = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    replica.time.now += 10
+    young = await kick(replica, ASK_ALICE)
+    await replica.work(rounds=4)
+    replica.time.now += 30
+    await replica.work()
+    slices = []
+    replica.time.now = NOW + 3605
+    while deleted := await replica.store.purge(NOW + 5):
+        slices.append(deleted)
+    assert slices == [10, 10, 5, 1]
+    with pytest.raises(NotFoundError):
+        await replica.revocations.progress(old.disconnect_id)
+    assert set(await states(replica, young)) == {"p0", "p1", "p2"}
+    replica.time.now += 3605
+    await replica.revocations.tidy()
+    async with replica.store._engine.connect() as connection:
+        for table in (disconnects, disconnect_calls, disconnect_members):
+            assert (await connection.execute(select(table))).all() == []
 
 
 @pytest.mark.parametrize(

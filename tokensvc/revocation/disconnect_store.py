@@ -68,6 +68,7 @@ WAITING_SHARE: Final = 0.2
 
 MAX_PAGE: Final = 1000
 _PURGED_AT_ONCE: Final = 200
+_PURGED_CALLS_AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
@@ -421,28 +422,34 @@ class DisconnectStore:
         return max(moments)
 
     async def purge(self, before: float) -> int:
-        """Delete some requests made before `before` that are done, with their calls; return how many."""
+        """Delete some rows of requests made before `before` that are done; return how many.
 
-        def work(connection: Connection) -> int:
-            pending = (
-                select(members.c.disconnect_id)
-                .join(calls, calls.c.call_id == members.c.call_id)
-                .where(
-                    members.c.disconnect_id == disconnects.c.disconnect_id,
-                    calls.c.state == "pending",
-                )
+        A stage may have had thousands of participants, so a request goes in slices, itself last.
+        """
+        pending = (
+            select(members.c.disconnect_id)
+            .join(calls, calls.c.call_id == members.c.call_id)
+            .where(
+                members.c.disconnect_id == disconnects.c.disconnect_id,
+                calls.c.state == "pending",
             )
-            due = select(disconnects.c.disconnect_id).where(
+        )
+        due = (
+            select(disconnects.c.disconnect_id)
+            .where(
                 disconnects.c.created_at < before,
                 disconnects.c.next_sweep_at.is_(None),
                 ~pending.exists(),
             )
-            ids = connection.execute(due.limit(_PURGED_AT_ONCE)).scalars().all()
-            if ids:
-                _delete_requests(connection, ids)
-            return len(ids)
-
-        return await self._transactions.run("purge disconnects", work)
+            .limit(_PURGED_AT_ONCE)
+        )
+        # Read before the write lock is taken; what is done stays done.
+        ids = [row.disconnect_id for row in await self._all(due)]
+        if not ids:
+            return 0
+        return await self._transactions.run(
+            "purge disconnects", lambda connection: _delete_slice(connection, ids)
+        )
 
     async def _all(self, query: Select[Any]) -> list[Row[Any]]:
         with store_faults("read disconnects"):
@@ -553,7 +560,10 @@ def _ended(
             calls.c.target_id.in_(target_ids),
         )
     )
-    return {(row.operation, row.stage_arn, row.target_id): row for row in connection.execute(query)}
+    return {
+        (operation, stage_arn, target_id): _Ended(call_id, state)
+        for call_id, operation, stage_arn, target_id, state in connection.execute(query)
+    }
 
 
 def _is_handled(call: NewCall, ended: _Ended | None) -> bool:
@@ -571,16 +581,17 @@ def _pending(call: DueCall) -> Any:
     return update(calls).where(calls.c.call_id == call.call_id, calls.c.state == "pending")
 
 
-def _delete_requests(connection: Connection, ids: Sequence[str]) -> None:
-    call_ids = (
-        connection.execute(select(members.c.call_id).where(members.c.disconnect_id.in_(ids)))
-        .scalars()
-        .all()
-    )
-    connection.execute(delete(members).where(members.c.disconnect_id.in_(ids)))
-    connection.execute(delete(disconnects).where(disconnects.c.disconnect_id.in_(ids)))
-    for start in range(0, len(call_ids), 500):
-        _delete_calls_of_none(connection, call_ids[start : start + 500])
+def _delete_slice(connection: Connection, ids: Sequence[str]) -> int:
+    of_requests = members.c.disconnect_id.in_(ids)
+    some = select(members.c.call_id).where(of_requests).distinct().limit(_PURGED_CALLS_AT_ONCE)
+    call_ids = connection.execute(some).scalars().all()
+    if not call_ids:
+        return connection.execute(
+            delete(disconnects).where(disconnects.c.disconnect_id.in_(ids))
+        ).rowcount
+    gone = connection.execute(delete(members).where(of_requests, members.c.call_id.in_(call_ids)))
+    _delete_calls_of_none(connection, call_ids)
+    return gone.rowcount
 
 
 def _delete_calls_of_none(connection: Connection, call_ids: Sequence[int]) -> None:
