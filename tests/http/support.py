@@ -36,8 +36,10 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 8
-"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing."""
+LOOPS = 9
+"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing, and
+the count of living tokens; where another process looks after keys, two less: neither the janitors nor
+the count, and the reports of that process."""
 REGION_LOOPS = 4
 """The same for each Region: rotation, and the three of its disconnect worker."""
 
@@ -211,6 +213,7 @@ class Service:
     ahead: float = 0.0
     """Of the host's clock, in seconds; the monotonic one goes right."""
     api_keys: dict[str, str] = field(default_factory=dict)
+    tends_keys: bool = True
     app: Edge | None = None
     client: httpx.AsyncClient | None = None
 
@@ -218,7 +221,10 @@ class Service:
         """Wait until every Region's key was seen to, and every loop waits for its next round."""
         loops = LOOPS + (self.settings.audit is not None)
         loops += self.settings.policy_file is not None
-        await self.sleeper.settled(loops + REGION_LOOPS * len(self.settings.regions))
+        of_region = REGION_LOOPS
+        if not self.tends_keys:
+            loops, of_region = loops - 2, REGION_LOOPS - 1
+        await self.sleeper.settled(loops + of_region * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:
         return {"authorization": f"Bearer {self.api_keys[caller]}"}
@@ -337,6 +343,7 @@ async def running(service: Service) -> AsyncIterator[Service]:
         gateway=service.ivs,
         sleep=service.sleeper.sleep,
         monotonic=lambda: service.now,
+        tend_keys=service.tends_keys,
     )
     async with lifespan(app):
         await service.at_rest()

@@ -8,7 +8,17 @@ from base64 import b64decode
 
 import pytest
 
-from tests.http.support import NOW, OTHER_REGION, REGION, Service, problem_in, running
+from tests.http.support import (
+    NOW,
+    OTHER_REGION,
+    REGION,
+    Service,
+    problem_in,
+    running,
+    stage_arn,
+)
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.ledger import Ledger
 
 
 async def test_the_ring_is_listed(service: Service):
@@ -47,3 +57,19 @@ async def test_a_region_that_cannot_sign_says_why(stopped: Service):
         body = (await service.get("/v1/keys")).json()
         assert set(body["notSigning"]) == {OTHER_REGION}
         assert OTHER_REGION in body["notSigning"][OTHER_REGION]
+
+
+async def test_the_ring_is_told_though_its_tokens_cannot_be_counted_in_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    await service.post("/v1/tokens", {"stageArn": stage_arn(), "duration": 60})
+
+    async def fail(self: Ledger, now: float, **which: object) -> int:
+        raise StoreUnavailableError("The database took too long for a statement.")
+
+    monkeypatch.setattr(Ledger, "count_living", fail)
+    answer = await service.get("/v1/keys")
+    assert answer.status_code == 200
+    (active,) = [key for key in answer.json()["keys"] if key["phase"] == "ACTIVE"]
+    assert active["liveTokens"] is None
+    assert active["lastTokenExpiresAt"] == int(NOW) + 3600

@@ -28,6 +28,7 @@ from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
 from tokensvc.http.health_watch import AuditWatch, DriftWatch
 from tokensvc.http.issued_watch import LOOK_SECONDS, IssuedWatch
+from tokensvc.http.key_reports import COUNT_SECONDS, REPORT_SECONDS, KeyReports
 from tokensvc.http.key_routes import KEY_ROUTES
 from tokensvc.http.key_watch import KeyWatch
 from tokensvc.http.ledger_routes import LEDGER_ROUTES
@@ -118,8 +119,14 @@ def create_app(
         app: Litestar, parts: Parts, admission: Admission, audit: Audit
     ) -> AsyncIterator[None]:
         await _say_who_signs(signer_backend(settings))
+        reports = _reports(parts, monotonic)
         watch = KeyWatch(
-            parts.regions, view=parts.ring.view, status=parts.manager.status, clock=clock
+            parts.regions,
+            view=parts.ring.view,
+            status=reports.status,
+            living=reports.living,
+            rotation_check=settings.rotation_check,
+            clock=clock,
         )
         issued = _issued_watch(parts)
         metrics.watch(watch)
@@ -193,7 +200,7 @@ def create_app(
                 await readiness.sign_canaries()
 
             loop = RotationLoop(
-                parts.manager,
+                reports,
                 parts.regions,
                 interval=settings.rotation_check,
                 changed=renew,
@@ -205,7 +212,13 @@ def create_app(
             background += [
                 every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
+                every(COUNT_SECONDS, reports.count, name="living tokens", sleep=sleep),
             ]
+        else:
+            await reports.refresh()
+            background.append(
+                every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
+            )
         sharing = BudgetSharing(parts.budgets, parts.transactions, monotonic)
         background.append(sharing.run(sleep))
         async with sharing.taking_part(), running(background):
@@ -260,6 +273,19 @@ def _service(
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         cut_batch=batch_decoder(settings.max_batch),
+    )
+
+
+def _reports(parts: Parts, monotonic: Callable[[], float]) -> KeyReports:
+    return KeyReports(
+        parts.regions,
+        ticker=parts.manager,
+        own=parts.manager.status,
+        reports=parts.reports,
+        ledger=parts.ledger,
+        view=parts.ring.as_read,
+        clock=parts.clock,
+        monotonic=monotonic,
     )
 
 

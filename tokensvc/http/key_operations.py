@@ -20,6 +20,7 @@ from tokensvc.errors import (
     TokenServiceError,
 )
 from tokensvc.http.key_report import describe_key, describe_problem, describe_region, not_signing
+from tokensvc.http.key_reports import newer
 from tokensvc.http.key_structs import (
     InvalidationAnswer,
     KeyAnswer,
@@ -31,6 +32,7 @@ from tokensvc.http.key_structs import (
 )
 from tokensvc.keyring import RingManager, RingState, RingStore
 from tokensvc.keyring.follower import RingFollower
+from tokensvc.keyring.reports import RegionReports
 from tokensvc.keyring.status import Problem, RegionStatus
 from tokensvc.ledger import KeyUse, Ledger
 from tokensvc.revocation import DisconnectAsk, Revocations
@@ -53,6 +55,7 @@ class KeyOperations:
         manager: RingManager,
         rings: RingStore,
         ring: RingFollower,
+        reports: RegionReports,
         ledger: Ledger,
         revocations: Revocations,
         clock: Callable[[], float],
@@ -61,23 +64,27 @@ class KeyOperations:
         self._manager = manager
         self._rings = rings
         self._ring = ring
+        self._reports = reports
         self._ledger = ledger
         self._revocations = revocations
         self._clock = clock
 
-    def status(self, region: str) -> RegionStatus | None:
-        """Return what this process last found in `region`; None where it never looked."""
-        return self._manager.status(region)
-
     async def keys(self, *, look: bool = False) -> KeysAnswer:
         """Describe the whole ring; raises StoreUnavailableError.
 
-        With `look`, IVS is asked how the Regions stand, instead of telling what was last found.
+        With `look`, IVS is asked how the Regions stand, instead of telling what was last found, by
+        this process or by the one that looks after keys.
         """
         rings = await self._rings.load_all()
-        stands = [
-            await self._look(region) if look else self.status(region) for region in self._regions
-        ]
+        if look:
+            stands: list[RegionStatus | None] = [
+                await self._look(region) for region in self._regions
+            ]
+        else:
+            read = await self._reports.load()
+            stands = [
+                newer(self._manager.status(region), read.get(region)) for region in self._regions
+            ]
         return KeysAnswer(
             keys=[await self._describe(ring, key.key_id) for ring in rings for key in ring.keys],
             regions=[

@@ -8,7 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Protocol
 
-from tokensvc.errors import NoSigningKeyError
+import structlog
+
+from tokensvc.errors import NoSigningKeyError, StoreUnavailableError
 from tokensvc.http.key_structs import KeyAnswer, RegionAnswer, RegionProblem
 from tokensvc.keyring import KeyPhase, KeyRecord, RingState, RingView, RotationPolicy
 from tokensvc.keyring.drain import delete_at
@@ -19,6 +21,8 @@ from tokensvc.signing import fingerprint, load_public_key, spki
 __all__ = ["KeyLedger", "describe_key", "describe_problem", "describe_region", "not_signing"]
 
 _MAY_HAVE_TOKENS = frozenset({KeyPhase.ACTIVE, KeyPhase.RETIRING})
+
+_log = structlog.get_logger(__name__)
 
 
 class KeyLedger(Protocol):
@@ -42,13 +46,20 @@ async def describe_key(
     policy: RotationPolicy,
     now: float,
 ) -> KeyAnswer:
-    """Describe one key of `ring`; raises StoreUnavailableError."""
-    living = latest = None
-    if key.phase is not KeyPhase.DELETED:
-        living = 0
+    """Describe one key of `ring`; raises StoreUnavailableError.
+
+    Living tokens that the database does not count in time are not told: who asks about keys in an
+    emergency must not wait for a ledger of millions.
+    """
+    living: int | None = None if key.phase is KeyPhase.DELETED else 0
+    latest = None
     if key.phase in _MAY_HAVE_TOKENS:
-        living = await ledger.count_living(now, key_id=key.key_id)
         latest = await ledger.latest_expiry(key.key_id)
+        try:
+            living = await ledger.count_living(now, key_id=key.key_id)
+        except StoreUnavailableError as error:
+            _log.warning("living_tokens_not_counted", key_id=key.key_id, detail=error.detail)
+            living = None
     next_phase, next_at = _next(key, ring, policy, latest)
     return KeyAnswer(
         key_id=key.key_id,
@@ -67,7 +78,7 @@ async def describe_key(
         deleted_at=key.deleted_at,
         delete_reason=None if key.delete_reason is None else key.delete_reason.value,
         live_tokens=living,
-        last_token_expires_at=latest if living else None,
+        last_token_expires_at=latest if latest is not None and latest > now else None,
         next_phase=None if next_phase is None else next_phase.value,
         next_at=next_at,
     )

@@ -32,8 +32,9 @@ class KeyAnswer(Struct, rename="camel"):
     """One key of the ring; `fingerprint` is the SHA-256 of the public key.
 
     `liveTokens` are those in the ledger that have not expired, `lastTokenExpiresAt` is when the last
-    of them does; null for a key that is DELETED, whose tokens cannot join. `nextPhase` is null where
-    none is planned, `nextAt` where it depends on something else than time.
+    of them does; null for a key that is DELETED, whose tokens cannot join, and `liveTokens` also where
+    the store did not count them in time. `nextPhase` is null where none is planned, `nextAt` where it
+    depends on something else than time.
     """
 
     key_id: str
@@ -67,12 +68,12 @@ class RegionProblem(Struct, rename="camel"):
 
 
 class RegionAnswer(Struct, rename="camel"):
-    """How a Region's ring stood when it was last looked at, at `checkedAt`.
+    """How a Region's ring stood when it was last looked at, at `checkedAt`, by whichever process.
 
-    Everything but `region` is null where this process does not look after keys: one of the workers
-    of an installation does. `blocked` means that something should happen and cannot; `overdueSeconds`
-    is how late the rotation is, 0 within what the operator tolerates (TOKENSVC_ROTATION_OVERDUE).
-    `foreignKeys` are the ARNs of other owners' keys, which take slots and are never touched.
+    Everything but `region` is null where nobody has looked yet. `blocked` means that something should
+    happen and cannot; `overdueSeconds` is how late the rotation is, 0 within what the operator
+    tolerates (TOKENSVC_ROTATION_OVERDUE). `foreignKeys` are the ARNs of other owners' keys, which take
+    slots and are never touched.
     """
 
     region: str

@@ -40,6 +40,7 @@ from tokensvc.keyring import (
 )
 from tokensvc.keyring.audited import AuditedRingStore
 from tokensvc.keyring.follower import RingFollower
+from tokensvc.keyring.reports import RegionReports, SqlRegionReports
 from tokensvc.ledger import Ledger, LedgerWriter
 from tokensvc.ledger.writer import Durability
 from tokensvc.settings import Settings
@@ -77,6 +78,7 @@ class Parts:
     transactions: Transactions
     manager: RingManager
     ring: RingFollower
+    reports: RegionReports
     keys: KeyOperations
     stages: StageEndpointCache
     desk: Desk
@@ -170,6 +172,7 @@ async def open_parts(
         )
         closing.push_async_callback(_close, "stages", stages.aclose)
         ring = RingFollower(manager, clock=monotonic, max_age=settings.ring_max_age)
+        reports = SqlRegionReports(engine, settings.ring_id)
         callers = CallerDirectory(SqlCallerStore(engine, clock), clock)
         desk = make_desk(
             settings,
@@ -212,11 +215,13 @@ async def open_parts(
             transactions=transactions,
             manager=manager,
             ring=ring,
+            reports=reports,
             keys=KeyOperations(
                 regions=regions,
                 manager=manager,
                 rings=rings,
                 ring=ring,
+                reports=reports,
                 ledger=ledger,
                 revocations=desk.revocations,
                 clock=clock,

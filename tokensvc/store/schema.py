@@ -24,7 +24,7 @@ from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_single
 
 __all__ = ["HEAD", "ensure_current", "upgrade"]
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The newest migration of this program; known here so that serving need not load Alembic."""
 
 _UPGRADE_LOCK: Final = 7_046_029_254

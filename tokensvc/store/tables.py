@@ -40,6 +40,7 @@ __all__ = [
     "known_stages",
     "leases",
     "metadata",
+    "region_reports",
     "rings",
     "stage_endpoints",
 ]
@@ -99,6 +100,16 @@ Index(
     postgresql_where=text("phase = 'ACTIVE'"),
 )
 Index("ix_keys_ring_id_region", keys.c.ring_id, keys.c.region)
+
+# What the process that looks after a Region's keys last found; the others show it.
+region_reports = Table(
+    "region_reports",
+    metadata,
+    Column("ring_id", String(64), primary_key=True),
+    Column("region", String(32), primary_key=True),
+    Column("found_at", Double, nullable=False),
+    Column("report", Text, nullable=False),
+)
 
 callers = Table(
     "callers",

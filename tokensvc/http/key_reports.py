@@ -1,0 +1,127 @@
+"""How the Regions' key rings stand, for every process of an installation.
+
+The process that looks after keys stores what it found (`tick`) and how many tokens live (`count`); the
+others read that (`refresh`). A store that does not take or give a report stops nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import structlog
+
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.keyring import KeyPhase, RingView
+from tokensvc.keyring.loop import Ticker
+from tokensvc.keyring.reports import RegionReport, RegionReports
+from tokensvc.keyring.status import RegionStatus
+
+__all__ = ["COUNT_SECONDS", "REPORT_SECONDS", "KeyReports", "newer"]
+
+REPORT_SECONDS: Final = 10.0
+"""Between two readings of the reports by a process that does not look itself."""
+
+COUNT_SECONDS: Final = 60.0
+"""Between two counts of living tokens, at least."""
+
+_COUNTING_PARTS: Final = 50.0
+"""Of which counting may take one: the database counts millions of tokens for seconds."""
+
+_MAY_HAVE_TOKENS: Final = (KeyPhase.ACTIVE, KeyPhase.RETIRING)
+
+_log = structlog.get_logger(__name__)
+
+
+class LivingTokens(Protocol):
+    """What is asked of the ledger: `tokensvc.ledger.Ledger`."""
+
+    async def count_living(self, now: float, *, key_id: str | None = None) -> int:
+        """Count the living tokens of a key; raises StoreUnavailableError."""
+        ...
+
+
+class KeyReports:
+    """The last report of each Region, own or stored; a `Ticker` of the rotation loop."""
+
+    def __init__(
+        self,
+        regions: tuple[str, ...],
+        *,
+        ticker: Ticker,
+        own: Callable[[str], RegionStatus | None],
+        reports: RegionReports,
+        ledger: LivingTokens,
+        view: Callable[[], RingView],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """`own` is what this process itself found in a Region; `clock` gives Unix seconds."""
+        self._regions = regions
+        self._ticker = ticker
+        self._own = own
+        self._reports = reports
+        self._ledger = ledger
+        self._view = view
+        self._clock = clock
+        self._monotonic = monotonic
+        self._read: Mapping[str, RegionReport] = {}
+        self._living: Mapping[str, Mapping[str, int]] = {}
+        self._count_again_at = -math.inf
+
+    def status(self, region: str) -> RegionStatus | None:
+        """Return how a Region stood when somebody last looked, as far as this process has heard."""
+        return newer(self._own(region), self._read.get(region))
+
+    def living(self, region: str) -> Mapping[str, int]:
+        """Return the living tokens of a Region's keys by phase, as last counted; empty: not yet."""
+        if region in self._living:
+            return self._living[region]
+        read = self._read.get(region)
+        return {} if read is None else read.living
+
+    async def tick(self, region: str) -> RegionStatus:
+        """Let the Region's steps be taken, and store how it stands then."""
+        status = await self._ticker.tick(region)
+        try:
+            await self._reports.save(RegionReport(status, dict(self.living(region))))
+        except StoreUnavailableError as error:
+            _log.warning("region_report_not_stored", region=region, detail=error.detail)
+        return status
+
+    async def refresh(self) -> None:
+        """Read what others have stored; raises StoreUnavailableError."""
+        self._read = await self._reports.load()
+
+    async def count(self) -> None:
+        """Count the living tokens of each Region's keys, and the more rarely the longer that takes.
+
+        Raises StoreUnavailableError.
+        """
+        began = self._monotonic()
+        if began < self._count_again_at:
+            return
+        try:
+            self._living = await self._counted()
+        finally:
+            now = self._monotonic()
+            self._count_again_at = now + (now - began) * _COUNTING_PARTS
+
+    async def _counted(self) -> dict[str, dict[str, int]]:
+        counted = {region: dict.fromkeys(_MAY_HAVE_TOKENS, 0) for region in self._regions}
+        for key in self._view().keys:
+            if key.region in counted and key.phase in _MAY_HAVE_TOKENS:
+                living = await self._ledger.count_living(self._clock(), key_id=key.key_id)
+                counted[key.region][key.phase] += living
+        return {
+            region: {phase.value: count for phase, count in counts.items()}
+            for region, counts in counted.items()
+        }
+
+
+def newer(own: RegionStatus | None, read: RegionReport | None) -> RegionStatus | None:
+    """Return the later of what this process found and what it read of others; None for neither."""
+    if own is None or (read is not None and read.status.at > own.at):
+        return None if read is None else read.status
+    return own
