@@ -200,7 +200,7 @@ class Settings:
     )
     aws_call_share: float = _setting(
         "Share of IVS's calls-per-second quotas that this installation may use, where others share the"
-        " account. Its own processes divide CreateParticipantToken among themselves.",
+        " account. Its own processes divide the calls that many of them make among themselves.",
         _number(0.001, 1),
         1.0,
         unit="of 1",

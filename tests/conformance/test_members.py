@@ -13,7 +13,7 @@ from tests.callers.support import Clock
 from tests.ivs.support import REGION
 from tokensvc.errors import IvsThrottledError
 from tokensvc.http.sharing import BudgetSharing
-from tokensvc.ivs.budgets import CallBudgets
+from tokensvc.ivs.budgets import CallBudgets, Operation
 from tokensvc.store.members import ALIVE_SECONDS, BEAT_SECONDS, FORGOTTEN_SECONDS, Members
 from tokensvc.store.tables import leases
 from tokensvc.store.transactions import Transactions, open_transactions
@@ -66,11 +66,13 @@ async def test_a_process_that_was_killed_leaves_nothing_for_ever(transactions, e
         assert (await connection.execute(select(func.count()).select_from(leases))).scalar() == 1
 
 
-async def calls(budgets: CallBudgets, wanted: int) -> int:
+async def calls(
+    budgets: CallBudgets, wanted: int, operation: Operation = "CreateParticipantToken"
+) -> int:
     passed = 0
     for _ in range(wanted):
         try:
-            await budgets.take("CreateParticipantToken", REGION)
+            await budgets.take(operation, REGION)
         except IvsThrottledError:
             break
         passed += 1
@@ -102,7 +104,21 @@ async def test_replicas_together_do_not_exceed_the_budget_of_the_fallback(transa
         clock.now += BEAT_SECONDS
     assert [replica.processes for replica in replicas] == [3, 3, 3]
     assert [await calls(one, 99) for one in budgets] == [16, 16, 16]
+    assert [await calls(one, 9, "ImportPublicKey") for one in budgets] == [1, 1, 1]
     async with replicas[0].taking_part():
         assert replicas[0].processes == 3
     await replicas[1].beat()
     assert replicas[1].processes == 2
+
+
+async def test_of_the_workers_of_a_machine_one_looks_after_keys(transactions):
+    clock = Clock()
+    workers = [
+        BudgetSharing(CallBudgets(), transactions[number % 2], clock, workers=2)
+        for number in range(5)
+    ]
+    for _ in range(2):
+        for worker in workers:
+            await worker.beat()
+    # The third machine has one worker that has not started yet, or has just died.
+    assert [worker.tenders for worker in workers] == [3] * 5

@@ -221,3 +221,22 @@ def test_more_processes_than_calls_take_turns() -> None:
 
     first, second = without_waiting(scene())
     assert [sum(t is not None for t in times) for times in (first, second)] == [1, 0]
+
+
+def test_those_who_look_after_keys_divide_what_only_they_ask_for() -> None:
+    async def scene() -> list[list[float | None]]:
+        times = []
+        for tenders in (1, 2, 3, 40):
+            budgets = CallBudgets(max_wait_seconds=0)
+            budgets.divide(tenders, tenders=tenders)
+            times.append(await _passes(budgets, 9, "ListPublicKeys"))
+            times.append(await _passes(budgets, 9, "GetStage"))
+        small = CallBudgets(share=0.1, max_wait_seconds=0)
+        small.divide(2, tenders=2)
+        times.append(await _passes(small, 1, "ListPublicKeys"))
+        await asyncio.sleep(2 * WINDOW_SECONDS)
+        return [*times, await _passes(small, 1, "ListPublicKeys")]
+
+    counts = [sum(t is not None for t in times) for times in without_waiting(scene())]
+    # Nobody goes below a call a second, or what is left of IVS's rate where that is less.
+    assert counts == [3, 5, 1, 5, 1, 5, 1, 5, 1, 0]

@@ -42,7 +42,7 @@ class Scripted:
             raise Stop
 
 
-async def pauses(*answers: RegionStatus | Exception) -> list[float]:
+async def pauses(*answers: RegionStatus | Exception, tenders: int = 1) -> list[float]:
     scripted = Scripted(*answers)
     loop = RotationLoop(
         scripted,
@@ -51,7 +51,8 @@ async def pauses(*answers: RegionStatus | Exception) -> list[float]:
         changed=scripted.changed,
         clock=FakeClock(),
         sleep=scripted.sleep,
-        uniform=lambda low, high: 1.0,
+        tenders=lambda: tenders,
+        uniform=lambda low, high: (low + high) / 2,
     )
     with pytest.raises(BaseExceptionGroup) as caught:
         await loop.run()
@@ -101,6 +102,7 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
         changed=scripted.changed,
         clock=FakeClock(),
         sleep=scripted.sleep,
+        tenders=lambda: 1,
         uniform=uniform,
     )
     with pytest.raises(BaseExceptionGroup):
@@ -108,6 +110,16 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
     assert asked == [(0.8, 1.2)]
     assert scripted.pauses == [24.0]
     assert scripted.changes == 1
+
+
+async def test_many_that_look_after_keys_look_ever_more_rarely_and_not_at_once() -> None:
+    """IVS lists public keys three times a second for all of them."""
+    assert await pauses(status(), tenders=3) == [INTERVAL]
+    assert await pauses(status(), tenders=120) == [120.0]
+    # One of three begins what is due about a second later; the others up to two.
+    assert await pauses(status(NOW + 7), tenders=3) == [8.0]
+    problem = Problem("Import k1", "ivs_unavailable", "no answer")
+    assert await pauses(status(None, problem), tenders=120) == [1.0]
 
 
 async def test_a_region_that_hangs_does_not_hold_up_another(world: World) -> None:
@@ -137,6 +149,7 @@ async def test_a_region_that_hangs_does_not_hold_up_another(world: World) -> Non
         changed=changed,
         clock=world.clock,
         sleep=sleep,
+        tenders=lambda: 1,
     )
     running = asyncio.create_task(loop.run())
     await asyncio.wait_for(enough.wait(), 10)

@@ -192,6 +192,9 @@ def create_app(
         if admission.file is not None:
             admission.file.tell(policy_recorder(audit, settings.policy_file))
             background.append(admission.file.run(settings.policy_refresh, sleep))
+        sharing = BudgetSharing(
+            parts.budgets, parts.transactions, monotonic, workers=settings.workers
+        )
         if tend_keys:
 
             async def renew() -> None:
@@ -206,6 +209,7 @@ def create_app(
                 changed=renew,
                 clock=clock,
                 sleep=sleep,
+                tenders=lambda: sharing.tenders,
             )
             background.append(loop.run())
             # Where the keys are looked after, AWS's time is heard of every few seconds.
@@ -219,7 +223,6 @@ def create_app(
             background.append(
                 every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
             )
-        sharing = BudgetSharing(parts.budgets, parts.transactions, monotonic)
         background.append(sharing.run(sleep))
         async with sharing.taking_part(), running(background):
             _log.info("service_started", regions=parts.regions, version=release)

@@ -1,13 +1,16 @@
-"""The budget of CreateParticipantToken, divided among all processes of the installation.
+"""The budgets of calls to IVS, divided among all processes of the installation.
 
-IVS allows 50 of them a second to the account, whoever asks. Every process counts itself and the others
-in the database (`store/members.py`) and takes its part. One that comes to others takes next to nothing
-until they have counted it, so that the whole is not exceeded meanwhile.
+IVS allows the account 50 CreateParticipantToken a second, whoever asks, and 3 calls of each kind that
+concern public keys. Every process counts itself and the others in the database (`store/members.py`) and
+takes its part. One that comes to others takes next to nothing of the former until they have counted it, so
+that the whole is not exceeded meanwhile. Of the latter it takes its part at once: they are few, and a
+key that is missing should not wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,18 +41,31 @@ class BudgetSharing:
     """Keeps one process's part of the budgets right."""
 
     def __init__(
-        self, budgets: CallBudgets, transactions: Transactions, monotonic: Callable[[], float]
+        self,
+        budgets: CallBudgets,
+        transactions: Transactions,
+        monotonic: Callable[[], float],
+        *,
+        workers: int = 1,
     ) -> None:
+        """`workers`: the processes of a machine, one of which looks after the keys."""
         self._budgets = budgets
+        self._workers = workers
         self._members = Members(transactions, secrets.token_hex(8), monotonic)
         self._beats = 0
         self.processes = 1
+
+    @property
+    def tenders(self) -> int:
+        """How many processes look after keys, where every machine has as many as this one."""
+        return math.ceil(self.processes / self._workers)
 
     async def beat(self) -> None:
         """Count the processes and take a part; raises StoreUnavailableError."""
         self.processes = count = await self._members.beat()
         newcomer = count > 1 and self._beats < _NEWCOMER_BEATS
-        self._budgets.divide(_NEWCOMER_PARTS * count if newcomer else count)
+        parts = _NEWCOMER_PARTS * count if newcomer else count
+        self._budgets.divide(parts, tenders=self.tenders)
         self._beats += 1
 
     async def run(self, sleep: Sleep) -> None:

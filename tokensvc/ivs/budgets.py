@@ -7,8 +7,9 @@ answers and not a queue.
 
 The budgets are those of one process. `UNDIVIDED` operations are made by the one process that holds the
 Region's lease, for all of them. `DIVIDED` ones are made by all at once while keys are missing; how many
-processes there are is told by `divide`. Of the others, few calls are made. What is not ours at all in the
-account is left out by `share`. A retry that botocore makes by itself is not counted.
+processes there are is told by `divide`. `TENDED` ones are made by those that look after keys, one on each
+machine. Of the others, few calls are made. What is not ours at all in the account is left out by
+`share`. A retry that botocore makes by itself is not counted.
 
 What is promised is a number of calls in any second, wherever it begins, since how much IVS lets
 through in a burst is not documented. A leaky bucket that holds a second's calls would let twice as
@@ -29,6 +30,7 @@ __all__ = [
     "CALLS_PER_SECOND",
     "DEFAULT_MAX_WAIT_SECONDS",
     "DIVIDED",
+    "TENDED",
     "UNDIVIDED",
     "CallBudgets",
     "Operation",
@@ -74,6 +76,14 @@ UNDIVIDED: Final[frozenset[Operation]] = frozenset(
 DIVIDED: Final[frozenset[Operation]] = frozenset({"CreateParticipantToken"})
 """Operations that every process makes as many of as it may (`issuing/fallback.py`)."""
 
+TENDED: Final[frozenset[Operation]] = frozenset(
+    {"DeletePublicKey", "GetPublicKey", "ImportPublicKey", "ListPublicKeys"}
+)
+"""Operations of those that look after keys (`keyring/loop.py`), who divide them as far as they go."""
+
+_LEAST_TENDED: Final = 1.0
+"""Calls a second of each such operation that nobody goes below: a rotation is several of them."""
+
 DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 
 WINDOW_SECONDS: Final = 1.05
@@ -105,19 +115,27 @@ class CallBudgets:
         self._share = share
         self._max_wait = max_wait_seconds
         self._parts = 1.0
+        self._tenders = 1
         self._lines: dict[tuple[Operation, str], _Line] = {}
 
-    def divide(self, parts: float) -> None:
-        """Take from now on one of so many equal parts (1 or more) of what is divided among processes."""
+    def divide(self, parts: float, *, tenders: int = 1) -> None:
+        """Take from now on one of so many equal parts (1 or more) of what is divided among processes.
+
+        `tenders` of them (1 or more) look after keys, and divide what only they ask for.
+        """
         self._parts = max(1.0, parts)
+        self._tenders = max(1, tenders)
         for (operation, _), line in self._lines.items():
             line.set_quota(self._quota(operation))
 
     def _quota(self, operation: Operation) -> float:
         share = 1.0 if operation in UNDIVIDED else self._share
+        quota = CALLS_PER_SECOND[operation] * share
         if operation in DIVIDED:
-            share /= self._parts
-        return CALLS_PER_SECOND[operation] * share
+            return quota / self._parts
+        if operation in TENDED:
+            return max(quota / self._tenders, min(quota, _LEAST_TENDED))
+        return quota
 
     async def take(self, operation: Operation, region: str) -> None:
         """Return when the call may be made.

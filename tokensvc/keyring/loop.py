@@ -2,7 +2,8 @@
 
 Nothing here ends the process or says that it is not alive; what does not work is in the status of the
 Region, in the log, and tried again. Several processes may run this on one store: each step is fenced
-by the ring's version, and the jitter keeps them from asking IVS in chorus.
+by the ring's version. They look by turns: the more there are, the more rarely each of them, and what
+is due is not begun by all of them in the same moment, since IVS takes three calls a second of us all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["RotationLoop", "Ticker"]
 _FIRST_RETRY_SECONDS: Final = 1.0
 _SHORTEST_PAUSE_SECONDS: Final = 0.5
 _JITTER: Final = 0.2
+_BETWEEN_LOOKS_SECONDS: Final = 1.0
+"""Between two looks at a Region, whoever looks: on average, and never less where all are counted."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,12 +50,14 @@ class RotationLoop:
         changed: Callable[[], Awaitable[object]],
         clock: Callable[[], float],
         sleep: Sleep,
+        tenders: Callable[[], int],
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """Look every `interval` seconds, give or take a fifth.
 
         `changed` is called after every look, so that this process takes over at once what it did
         or found (`RingFollower.refresh(reload=True)`). `clock` is the ring's, in Unix seconds.
+        `tenders` says how many processes do the same, this one included.
         """
         self._manager = manager
         self._regions = regions
@@ -60,6 +65,7 @@ class RotationLoop:
         self._changed = changed
         self._clock = clock
         self._sleep = sleep
+        self._tenders = tenders
         self._uniform = uniform
 
     async def run(self) -> None:
@@ -88,7 +94,8 @@ class RotationLoop:
         return status
 
     def _pause(self, status: RegionStatus | None, failures: int) -> float:
-        pause = self._interval
+        tenders = self._tenders()
+        pause = max(self._interval, tenders * _BETWEEN_LOOKS_SECONDS)
         if failures:
             pause = min(pause, _FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
         pause *= self._uniform(1.0 - _JITTER, 1.0 + _JITTER)
@@ -96,5 +103,8 @@ class RotationLoop:
             return pause
         asked = [problem.retry_after for problem in status.problems if problem.retry_after]
         if status.next_at is not None and not failures:
-            pause = min(pause, status.next_at - self._clock())
+            due = status.next_at - self._clock()
+            if tenders > 1:
+                due += self._uniform(0.0, (tenders - 1) * _BETWEEN_LOOKS_SECONDS)
+            pause = min(pause, due)
         return max(pause, _SHORTEST_PAUSE_SECONDS, *asked)
