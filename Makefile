@@ -73,6 +73,10 @@ bench-commits: $(VENV)/.dev ## measure what a commit of the ledger costs on SQLi
 	@.ci/ensure-postgres
 	$(BIN)/python -m tests.bench.commits
 
+.PHONY: scaling
+scaling: $(VENV)/.dev ## do the arithmetic of docs/scaling.md again; JSON=.bench/bench.json takes measured inputs from there
+	$(BIN)/python -m tests.bench.scaling $(if $(JSON),--json $(JSON))
+
 .PHONY: chaos
 chaos: $(VENV)/.dev ## three replicas under load while all around them fails, for MINUTES (default 10); SEED=n repeats
 	@.ci/ensure-postgres
