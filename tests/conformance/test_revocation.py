@@ -13,7 +13,7 @@ from tests.revocation.support import NOW, REGION, STAGE, IvsModel, Replica, Virt
 from tokensvc.errors import IdempotencyConflictError
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
-from tokensvc.revocation.disconnect_store import CONNECTED, ISSUED, NAMED, WAITING, NewCall
+from tokensvc.revocation.calls import CONNECTED, ISSUED, NAMED, WAITING, NewCall
 from tokensvc.store import open_engine
 from tokensvc.store.leases import SAFETY_SECONDS, LeaseStore
 
@@ -112,26 +112,26 @@ async def test_bans_of_exactly_one_subject_are_lifted(replica, other):
 
 
 async def test_the_queue_is_told_with_its_age(replica, time):
-    empty = await replica.store.queue_state(REGION)
+    empty = await replica.calls.state(REGION)
     assert (empty.due, empty.waiting, empty.oldest_at) == (0, 0, None)
     made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
     # Whom it means is not known yet, and it is in the queue all the same.
-    assert (await replica.store.queue_state(REGION)).oldest_at == NOW
+    assert (await replica.calls.state(REGION)).oldest_at == NOW
     request = await replica.store.get(made.disconnect_id)
     calls = [
         NewCall("disconnect", STAGE_TEXT, f"p{n}", None, rank, NOW + 60)
         for n, rank in enumerate((CONNECTED, ISSUED, WAITING))
     ]
-    await replica.store.enqueue(request, calls, NOW)
+    await replica.calls.enqueue(request, calls, NOW)
     await replica.store.swept(request, next_sweep_at=None)
-    state = await replica.store.queue_state(REGION)
+    state = await replica.calls.state(REGION)
     assert (state.due, state.waiting, state.oldest_at) == (2, 1, NOW)
-    for due in await replica.store.due_calls(REGION, NOW, 10):
+    for due in await replica.calls.due_calls(REGION, NOW, 10):
         if due.rank != WAITING:
-            await replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW)
-    state = await replica.store.queue_state(REGION)
+            await replica.calls.settle(due, "disconnected", attempts=1, error=None, now=NOW)
+    state = await replica.calls.state(REGION)
     assert (state.due, state.waiting, state.oldest_at) == (0, 1, None)
-    assert (await replica.store.queue_state("us-west-2")).due == 0
+    assert (await replica.calls.state("us-west-2")).due == 0
 
 
 async def test_a_request_its_ban_and_its_record_are_stored_together_or_not_at_all(replica, other):
@@ -159,13 +159,13 @@ async def test_pending_calls_of_one_participant_are_folded_and_take_the_better_r
         return NewCall("disconnect", STAGE_TEXT, "p1", "alice", rank, exp)
 
     await asyncio.gather(
-        replica.store.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW),
-        other.store.enqueue(requests[1], [call(CONNECTED, NOW + 5)], NOW),
+        replica.calls.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW),
+        other.calls.enqueue(requests[1], [call(CONNECTED, NOW + 5)], NOW),
     )
-    await replica.store.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW)
-    (due,) = await replica.store.due_calls(REGION, NOW, 10)
+    await replica.calls.enqueue(requests[0], [call(ISSUED, NOW + 9)], NOW)
+    (due,) = await replica.calls.due_calls(REGION, NOW, 10)
     assert (due.rank, due.exp, due.attempts, due.user_id) == (CONNECTED, NOW + 9, 0, "alice")
-    await replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW)
+    await replica.calls.settle(due, "disconnected", attempts=1, error=None, now=NOW)
     for request in requests:
         progress = await other.store.progress(request.disconnect_id, now=NOW)
         assert progress.counts == {"disconnected": 1}
@@ -173,7 +173,7 @@ async def test_pending_calls_of_one_participant_are_folded_and_take_the_better_r
     again = await replica.revocations.disconnect(
         DisconnectAsk.of_participant(STAGE, "p1"), caller_id=None
     )
-    await replica.store.settle(due, "failed", attempts=2, error="x", now=NOW)
+    await replica.calls.settle(due, "failed", attempts=2, error="x", now=NOW)
     progress = await replica.store.progress(again.disconnect_id, now=NOW)
     assert progress.counts == {"pending": 1}
 
@@ -185,14 +185,14 @@ async def test_a_call_that_ends_while_it_is_asked_for_again_is_made_anew_or_shar
         requests.append(await at.store.get(made.disconnect_id))
     for number in range(15):
         call = NewCall("disconnect", STAGE_TEXT, f"p{number}", None, ISSUED, NOW + 9)
-        await replica.store.enqueue(requests[0], [call], NOW)
-        (due,) = await replica.store.due_calls(REGION, NOW, 10)
+        await replica.calls.enqueue(requests[0], [call], NOW)
+        (due,) = await replica.calls.due_calls(REGION, NOW, 10)
         await asyncio.gather(
-            replica.store.settle(due, "disconnected", attempts=1, error=None, now=NOW),
-            other.store.enqueue(requests[1], [call], NOW),
+            replica.calls.settle(due, "disconnected", attempts=1, error=None, now=NOW),
+            other.calls.enqueue(requests[1], [call], NOW),
         )
-        for left in await replica.store.due_calls(REGION, NOW, 10):
-            await replica.store.settle(left, "disconnected", attempts=1, error=None, now=NOW)
+        for left in await replica.calls.due_calls(REGION, NOW, 10):
+            await replica.calls.settle(left, "disconnected", attempts=1, error=None, now=NOW)
     for request in requests:
         progress = await other.store.progress(request.disconnect_id, now=NOW)
         assert progress.counts == {"disconnected": 15}
@@ -209,7 +209,7 @@ async def test_a_call_that_ends_between_our_insert_and_our_look_is_made_anew(pos
     ]
     first, second = [await replica.store.get(ask.disconnect_id) for ask in asks]
     call = NewCall("disconnect", STAGE_TEXT, "p1", None, ISSUED, NOW + 9)
-    await replica.store.enqueue(first, [call], NOW)
+    await replica.calls.enqueue(first, [call], NOW)
     settled: list[str] = []
 
     def settle(_connection, _cursor, statement, *_) -> None:
@@ -221,7 +221,7 @@ async def test_a_call_that_ends_between_our_insert_and_our_look_is_made_anew(pos
             )
 
     event.listen(engine.sync_engine, "after_cursor_execute", settle)
-    await replica.store.enqueue(second, [call], NOW)
+    await replica.calls.enqueue(second, [call], NOW)
     assert settled
     assert (await replica.store.progress(first.disconnect_id, now=NOW)).counts == {
         "disconnected": 1
@@ -236,21 +236,21 @@ async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(
     made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
     request = await replica.store.get(made.disconnect_id)
     ranks = {"w1": WAITING, "w2": WAITING, "i": ISSUED, "c": CONNECTED, "n": NAMED, "later": NAMED}
-    await replica.store.enqueue(
+    await replica.calls.enqueue(
         request,
         [NewCall("disconnect", STAGE_TEXT, name, None, rank, NOW) for name, rank in ranks.items()],
         NOW,
     )
-    by_name = {call.target_id: call for call in await replica.store.due_calls(REGION, NOW, 10)}
-    await replica.store.put_off(
+    by_name = {call.target_id: call for call in await replica.calls.due_calls(REGION, NOW, 10)}
+    await replica.calls.put_off(
         by_name["later"], until=NOW + 1, attempts=1, error="ivs_unavailable", now=NOW
     )
-    names = [call.target_id for call in await replica.store.due_calls(REGION, NOW, 10)]
+    names = [call.target_id for call in await replica.calls.due_calls(REGION, NOW, 10)]
     assert names == ["c", "n", "i", "w1", "w2"]
-    names = [call.target_id for call in await replica.store.due_calls(REGION, NOW, 3)]
+    names = [call.target_id for call in await replica.calls.due_calls(REGION, NOW, 3)]
     assert names == ["c", "n", "w1"]
-    assert await replica.store.due_calls("us-east-1", NOW, 10) == []
-    assert await replica.store.queue_length(REGION) == 4
+    assert await replica.calls.due_calls("us-east-1", NOW, 10) == []
+    assert await replica.calls.length(REGION) == 4
 
 
 async def test_a_lease_has_one_holder_and_its_fence_grows(engine, replica, second_engine, other):
@@ -311,4 +311,4 @@ async def test_the_whole_way_of_a_kick(replica, other, ivs):
     assert (await replica.revocations.progress(made.disconnect_id)).done
     replica.time.now += 3601
     await replica.revocations.tidy()
-    assert await replica.store.due_calls(REGION, replica.time.now, 10) == []
+    assert await replica.calls.due_calls(REGION, replica.time.now, 10) == []

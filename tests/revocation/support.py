@@ -16,6 +16,7 @@ from tokensvc.ledger import Ledger, LedgerRow, LedgerWriter
 from tokensvc.revocation import (
     BanList,
     BanStore,
+    CallQueue,
     DisconnectStore,
     DisconnectWorker,
     Revocations,
@@ -136,11 +137,13 @@ class Replica:
         self.ban_store = BanStore(engine, self.transactions, time)
         self.bans = BanList(self.ban_store, time)
         self.store = DisconnectStore(engine, self.transactions)
+        self.calls = CallQueue(engine, self.transactions)
         self.writer = LedgerWriter(self.transactions, clock=time, monotonic=time)
         self.writer.start()
         self.woken: list[str] = []
         self.revocations = Revocations(
             store=self.store,
+            calls=self.calls,
             ban_store=self.ban_store,
             bans=self.bans,
             ledger=self.ledger,
@@ -153,6 +156,7 @@ class Replica:
             REGION,
             f"replica{next(self.numbers)}",
             store=self.store,
+            calls=self.calls,
             leases=LeaseStore(engine, self.transactions),
             ledger=self.ledger,
             bans=self.bans,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -16,14 +17,16 @@ from tokensvc.errors import (
     InvalidRequestError,
     IvsRejectedError,
     NotFoundError,
+    StoreUnavailableError,
 )
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
+from tokensvc.revocation.sweeper import SETTLE_SECONDS
 from tokensvc.revocation.worker import (
     HANDOVER_SECONDS,
+    IDLE_SECONDS,
     LEASE_SECONDS,
     REPAIR_SECONDS,
-    SETTLE_SECONDS,
 )
 from tokensvc.store.tables import disconnect_calls, disconnect_members, disconnects
 
@@ -509,19 +512,74 @@ async def test_the_loops_do_all_of_it_by_themselves(replica, ivs):
     ivs.join(STAGE, "p1", "alice")
     accepted = await kick(replica, ASK_ALICE)
     noted = asyncio.Event()
-    settle = replica.store.settle
+    settle = replica.calls.settle
 
     async def settle_and_tell(*args, **options) -> None:
         await settle(*args, **options)
         noted.set()
 
-    replica.store.settle = settle_and_tell
+    replica.calls.settle = settle_and_tell
     running = asyncio.create_task(replica.worker.run())
     async with asyncio.timeout(20):
         await noted.wait()
     running.cancel()
     await asyncio.wait([running])
     assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
+async def test_whom_a_kick_means_is_called_as_soon_as_that_is_known(replica, ivs):
+    await replica.issue("p1")
+    ivs.join(STAGE, "p1", "alice")
+    noted = asyncio.Event()
+    settle = replica.calls.settle
+
+    async def settle_and_tell(*args, **options) -> None:
+        await settle(*args, **options)
+        noted.set()
+
+    async def sleep_only_for_the_pace(seconds: float) -> None:
+        if seconds == IDLE_SECONDS:
+            await asyncio.Event().wait()  # whoever is idle has to be woken
+        await replica.time.sleep(seconds)
+
+    replica.calls.settle = settle_and_tell
+    replica.worker._times = dataclasses.replace(
+        replica.worker._times, sleep=sleep_only_for_the_pace
+    )
+    await replica.worker.keep_lease()
+    running = asyncio.create_task(replica.worker.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await kick(replica, ASK_ALICE)
+    replica.worker.wake()
+    async with asyncio.timeout(20):
+        await noted.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert ivs.revoked == {"p1"}
+
+
+async def test_a_call_that_cannot_be_noted_as_expired_holds_up_no_other(replica, ivs):
+    await replica.issue("short", "short", ttl=60)
+    await replica.issue("long", "long")
+    ivs.join(STAGE, "long", "long")
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.worker.keep_lease()
+    await replica.worker.sweep()
+    replica.time.now = NOW + 60
+    await replica.worker.keep_lease()
+    settle = replica.calls.settle
+
+    async def settle_unless_expired(call, state, **options) -> None:
+        if state == "expired":
+            raise StoreUnavailableError("busy")
+        await settle(call, state, **options)
+
+    replica.calls.settle = settle_unless_expired
+    with capture_logs() as logs:
+        await replica.worker.call()
+    assert ivs.revoked == {"long"}
+    assert "disconnect_call_not_noted" in {entry["event"] for entry in logs}
 
 
 async def test_those_that_wait_do_not_starve_behind_a_full_stage(replica, ivs):

@@ -251,7 +251,7 @@ def _with_revocations(work: Callable[[Revocations, tuple[str, ...]], Awaitable[T
 @asynccontextmanager
 async def _open_revocations(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Revocations]:
     from tokensvc.ledger import Ledger
-    from tokensvc.revocation import BanList, BanStore, DisconnectStore, Revocations
+    from tokensvc.revocation import BanList, BanStore, CallQueue, DisconnectStore, Revocations
     from tokensvc.store.transactions import open_transactions
 
     transactions = open_transactions(engine)
@@ -259,6 +259,7 @@ async def _open_revocations(engine: AsyncEngine, settings: Settings) -> AsyncIte
         ban_store = BanStore(engine, transactions, time.time)
         yield Revocations(
             store=DisconnectStore(engine, transactions),
+            calls=CallQueue(engine, transactions),
             ban_store=ban_store,
             bans=BanList(ban_store, time.time),
             ledger=Ledger(engine),

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "answer_of"]
 
 _JSON: Final = b"application/json"
+_encode = msgspec.json.Encoder().encode
 
 
 @lru_cache(maxsize=64)
@@ -79,3 +81,9 @@ class Answer(ASGIResponse):
             }
         )
         await send({"type": "http.response.body", "body": self.body, "more_body": False})
+
+
+def answer_of(said: msgspec.Struct, status: int = 200, location: str | None = None) -> Answer:
+    """Return the answer that says `said`; `location` is a path, for its header."""
+    fields = () if location is None else (("location", location),)
+    return Answer(_encode(said), status, fields=fields)

@@ -22,8 +22,10 @@ from tokensvc.errors import TokenServiceError
 from tokensvc.http.admission import Admission, open_admission
 from tokensvc.http.auditing import auditing
 from tokensvc.http.background import Sleep, every, running
+from tokensvc.http.ban_routes import BAN_ROUTES
 from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.connection_routes import CONNECTION_ROUTES
+from tokensvc.http.disconnect_routes import DISCONNECT_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
 from tokensvc.http.health_watch import AuditWatch, DriftWatch
@@ -38,7 +40,6 @@ from tokensvc.http.parts import Parts, open_parts, signer_backend
 from tokensvc.http.problems import answer_exception
 from tokensvc.http.readiness import CANARY_SECONDS, Check, Readiness
 from tokensvc.http.request_audit import RequestAudit, policy_recorder
-from tokensvc.http.revocation_routes import REVOCATION_ROUTES
 from tokensvc.http.service import Service, install
 from tokensvc.http.sharing import BudgetSharing
 from tokensvc.http.short_way import ShortWay, short_ways
@@ -60,7 +61,8 @@ ROUTES: Final = (
     *TOKEN_ROUTES,
     *LEDGER_ROUTES,
     *CONNECTION_ROUTES,
-    *REVOCATION_ROUTES,
+    *DISCONNECT_ROUTES,
+    *BAN_ROUTES,
     *KEY_ROUTES,
     *HEALTH_ROUTES,
     schema,
@@ -298,7 +300,7 @@ def _issued_watch(parts: Parts) -> IssuedWatch:
         parts.regions,
         writer=parts.writer,
         bans=parts.desk.bans,
-        queues=parts.desk.disconnects,
+        queues=parts.desk.calls,
         calls=lambda: {region: worker.counts() for region, worker in workers.items()},
         clock=parts.clock,
     )

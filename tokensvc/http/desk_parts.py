@@ -20,6 +20,7 @@ from tokensvc.ledger import IdempotencyStore, Ledger, LedgerWriter
 from tokensvc.revocation import (
     BanList,
     BanStore,
+    CallQueue,
     DisconnectStore,
     DisconnectWorker,
     Revocations,
@@ -59,7 +60,7 @@ class Desk:
     bans: BanList
     ban_store: BanStore
     revocations: Revocations
-    disconnects: DisconnectStore
+    calls: CallQueue
     workers: tuple[DisconnectWorker, ...]
 
 
@@ -68,8 +69,9 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
     ban_store = BanStore(basis.engine, basis.transactions, basis.clock)
     bans = BanList(ban_store, basis.clock)
     disconnects = DisconnectStore(basis.engine, basis.transactions)
+    calls = CallQueue(basis.engine, basis.transactions)
     fallback = Fallback(basis.gateway, basis.monotonic)
-    workers = _workers(basis, disconnects, bans)
+    workers = _workers(basis, disconnects, calls, bans)
     tokens = TokenDesk(
         issuer=TokenIssuer(
             view=basis.view,
@@ -89,7 +91,7 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
         ),
         recorder=basis.writer,
         ledger=basis.ledger,
-        pending=disconnects,
+        pending=calls,
         answers=IdempotencyStore(basis.engine),
         key_is_gone=lambda arn: _is_gone(basis.view(), arn),
         clock=basis.clock,
@@ -103,6 +105,7 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
 
     revocations = Revocations(
         store=disconnects,
+        calls=calls,
         ban_store=ban_store,
         bans=bans,
         ledger=basis.ledger,
@@ -111,11 +114,11 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
         idempotency_window=settings.idempotency_window,
         retention=settings.ledger_retention,
     )
-    return Desk(tokens, fallback, bans, ban_store, revocations, disconnects, workers)
+    return Desk(tokens, fallback, bans, ban_store, revocations, calls, workers)
 
 
 def _workers(
-    basis: DeskBasis, disconnects: DisconnectStore, bans: BanList
+    basis: DeskBasis, disconnects: DisconnectStore, calls: CallQueue, bans: BanList
 ) -> tuple[DisconnectWorker, ...]:
     leases = LeaseStore(basis.engine, basis.transactions)
     holder = secrets.token_hex(8)
@@ -131,6 +134,7 @@ def _workers(
             region,
             holder,
             store=disconnects,
+            calls=calls,
             leases=leases,
             ledger=basis.ledger,
             bans=bans,

@@ -14,8 +14,7 @@ from prometheus_client.registry import Collector
 
 from tokensvc.http.readiness import Check
 from tokensvc.ledger import LedgerWriter
-from tokensvc.revocation import BanList
-from tokensvc.revocation.disconnect_store import QueueState
+from tokensvc.revocation import BanList, QueueState
 
 __all__ = ["LOOK_SECONDS", "IssuedWatch"]
 
@@ -30,9 +29,9 @@ _ROWS: Final = ("committed", "refused", "lost")
 
 
 class Queues(Protocol):
-    """The stored disconnects."""
+    """The calls to IVS that are stored."""
 
-    async def queue_state(self, region: str) -> QueueState:
+    async def state(self, region: str) -> QueueState:
         """Return what is to be done in a Region; raises StoreUnavailableError."""
         ...
 
@@ -64,7 +63,7 @@ class IssuedWatch(Collector):
     async def look(self) -> None:
         """Ask how long the queues are; raises StoreUnavailableError."""
         for region in self._regions:
-            self._seen[region] = await self._queues.queue_state(region)
+            self._seen[region] = await self._queues.state(region)
 
     def checks(self) -> list[Check]:
         """Return whether this process knows who is banned, and can record what it issues."""

@@ -22,6 +22,7 @@ from litestar.routes import HTTPRoute
 from tokensvc.errors import (
     BodyTooLargeError,
     ForbiddenError,
+    IdempotencyConflictError,
     IdentityProviderError,
     InvalidRequestError,
     IvsAccessDeniedError,
@@ -32,15 +33,26 @@ from tokensvc.errors import (
     IvsThrottledError,
     IvsUnavailableError,
     MalformedJsonError,
+    NotRepeatableError,
     OverloadedError,
+    PolicyDeniedError,
     RequestTimeoutError,
+    StoreUnavailableError,
     TokenServiceError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
 )
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, Problem
 
-__all__ = ["IVS_PROBLEMS", "RouteDoc", "documented", "openapi_document", "publish", "schema"]
+__all__ = [
+    "IVS_PROBLEMS",
+    "STORING_PROBLEMS",
+    "RouteDoc",
+    "documented",
+    "openapi_document",
+    "publish",
+    "schema",
+]
 
 IVS_PROBLEMS: Final = (
     IvsError,
@@ -52,6 +64,14 @@ IVS_PROBLEMS: Final = (
     IvsUnavailableError,
 )
 """What IVS may answer to a request that needs it."""
+
+STORING_PROBLEMS: Final = (
+    PolicyDeniedError,
+    IdempotencyConflictError,
+    NotRepeatableError,
+    StoreUnavailableError,
+)
+"""What a request may meet that is stored and may be repeated."""
 
 _KEY: Final = "document"
 _SCHEME: Final = "apiKey"

@@ -2,8 +2,9 @@
 
 Bans (`bans.py`, `ban_store.py`) say who may not be issued a token; every mint asks the list in memory.
 Disconnects and revocations of connection tokens (`disconnects.py`, `disconnect_store.py`) are stored
-before they are answered, and `worker.py` calls IVS until it has taken each, within its quota.
-`service.py` is what callers' requests reach.
+before they are answered. `sweeper.py` finds out whom they mean and puts calls into the queue
+(`calls.py`, `folding.py`, `call_queue.py`); `worker.py` calls IVS until it has taken each, within its
+quota; `progress.py` tells how far that is. `service.py` is what callers' requests reach.
 
 What must never happen: a mint after the answer to a ban; a stored disconnect that is forgotten; a
 sixth call in a second.
@@ -11,6 +12,8 @@ sixth call in a second.
 
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
+from tokensvc.revocation.call_queue import CallQueue
+from tokensvc.revocation.calls import QueueState
 from tokensvc.revocation.disconnect_store import DisconnectStore
 from tokensvc.revocation.disconnects import (
     Disconnect,
@@ -19,7 +22,8 @@ from tokensvc.revocation.disconnects import (
     ParticipantProgress,
 )
 from tokensvc.revocation.service import Accepted, Revocations
-from tokensvc.revocation.worker import DisconnectGateway, DisconnectWorker, WorkerTimes
+from tokensvc.revocation.times import WorkerTimes
+from tokensvc.revocation.worker import DisconnectGateway, DisconnectWorker
 
 __all__ = [
     "Accepted",
@@ -27,6 +31,7 @@ __all__ = [
     "BanKind",
     "BanList",
     "BanStore",
+    "CallQueue",
     "Disconnect",
     "DisconnectAsk",
     "DisconnectGateway",
@@ -34,6 +39,7 @@ __all__ = [
     "DisconnectStore",
     "DisconnectWorker",
     "ParticipantProgress",
+    "QueueState",
     "Revocations",
     "WorkerTimes",
 ]

@@ -24,11 +24,9 @@ from tokensvc.errors import (
 from tokensvc.ledger import Claim, IdempotencyRef, Ledger
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
-from tokensvc.revocation.disconnect_store import (
-    NAMED,
-    DisconnectStore,
-    NewCall,
-)
+from tokensvc.revocation.call_queue import CallQueue
+from tokensvc.revocation.calls import NAMED, NewCall
+from tokensvc.revocation.disconnect_store import DisconnectStore
 from tokensvc.revocation.disconnects import Disconnect, DisconnectAsk, DisconnectProgress
 from tokensvc.revocation.schedule import SPACING_SECONDS
 from tokensvc.tokens.ids import is_token_id, new_participant_id
@@ -61,6 +59,7 @@ class Revocations:
         self,
         *,
         store: DisconnectStore,
+        calls: CallQueue,
         ban_store: BanStore,
         bans: BanList,
         ledger: Ledger,
@@ -71,6 +70,7 @@ class Revocations:
         new_id: Callable[[], str] = new_participant_id,
     ) -> None:
         self._store = store
+        self._calls = calls
         self._ban_store = ban_store
         self._bans = bans
         self._ledger = ledger
@@ -324,7 +324,7 @@ class Revocations:
         return now + SPACING_SECONDS * max(1, ahead)
 
     async def _calls_ahead(self, request: Disconnect, now: float) -> int:
-        ahead = await self._store.queue_length(request.region)
+        ahead = await self._calls.length(request.region)
         if request.next_sweep_at is not None:
             ahead += await self._ledger.count_living(
                 now,

@@ -6,9 +6,7 @@ whether the lease is still its own, and a new holder waits a second before its f
 process was doing when it died is done again by the next holder: looking for whom a request means and
 disconnecting somebody may both be repeated.
 
-Three loops: one keeps the lease, one sweeps, one calls. A sweep asks IVS who is connected and the
-ledger what was issued, and adds calls. Where a ban stands there is a second sweep after
-`SETTLE_SECONDS`, for tokens that were being issued on some replica when the ban came.
+Three loops: one keeps the lease, one sweeps (`sweeper.py` finds out whom a request means), one calls.
 """
 
 from __future__ import annotations
@@ -16,44 +14,35 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NoReturn, Protocol
 
 import structlog
 
 from tokensvc.errors import (
-    IvsError,
     IvsNotFoundError,
     IvsRejectedError,
     IvsThrottledError,
     StoreUnavailableError,
     TokenServiceError,
 )
-from tokensvc.ivs.gateway import Participant
-from tokensvc.ledger import MAX_RECORD_SECONDS, Ledger
-from tokensvc.ledger.lookups import IssuedRecord
+from tokensvc.ledger import Ledger
 from tokensvc.revocation.bans import BanList
-from tokensvc.revocation.disconnect_store import (
-    CONNECTED,
-    ISSUED,
-    NAMED,
-    DisconnectStore,
-    DueCall,
-    NewCall,
-)
-from tokensvc.revocation.disconnects import CallState, Disconnect
+from tokensvc.revocation.call_queue import CallQueue
+from tokensvc.revocation.calls import ISSUED, DueCall
+from tokensvc.revocation.disconnect_store import DisconnectStore
+from tokensvc.revocation.disconnects import CallState
 from tokensvc.revocation.schedule import (
     LONGEST_RETRY_SECONDS,
-    SESSION_SECONDS,
     SPACING_SECONDS,
     given_up_at,
     retry_delay,
 )
+from tokensvc.revocation.sweeper import ParticipantLister, Sweeper, code_of
+from tokensvc.revocation.times import WorkerTimes
 from tokensvc.store.leases import CLOCKS_APART_SECONDS, Lease, LeaseStore
-from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
-__all__ = ["SETTLE_SECONDS", "DisconnectGateway", "DisconnectWorker"]
+__all__ = ["DisconnectGateway", "DisconnectWorker"]
 
 LEASE_SECONDS: Final = 20.0
 RENEW_SECONDS: Final = 4.0
@@ -63,29 +52,16 @@ HANDOVER_SECONDS: Final = 1.0
 IDLE_SECONDS: Final = 0.5
 """How soon a request that another replica stored is seen."""
 
-RESWEEP_SECONDS: Final = 30.0
-
 REPAIR_SECONDS: Final = 60.0
 """Between two looks for times that only a clock that was ahead can have written."""
 
-SETTLE_SECONDS: Final = MAX_RECORD_SECONDS + 5.0
-"""After a ban: 1 s until all replicas see it, what a mint under way may take, and a margin."""
-
 CALLS_AT_ONCE: Final = 10
-SWEEPS_AT_ONCE: Final = 4
-LEDGER_PAGE: Final = 500
 
 _log = structlog.get_logger(__name__)
 
 
-class DisconnectGateway(Protocol):
+class DisconnectGateway(ParticipantLister, Protocol):
     """IVS, as far as revocation needs it; see `ivs.gateway.IvsGateway`. Raises IvsError subclasses."""
-
-    async def list_participants(
-        self, region: str, *, stage_arn: str, user_id: str | None = None
-    ) -> Sequence[Participant]:
-        """Return who is connected to the stage now."""
-        ...
 
     async def disconnect_participant(
         self, region: str, *, stage_arn: str, participant_id: str, reason: str = ""
@@ -98,21 +74,6 @@ class DisconnectGateway(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerTimes:
-    """Where a worker's time comes from.
-
-    `clock`: Unix seconds. `monotonic`: seconds of a clock that never steps, for the pace. `luck`: 0 to 1.
-    `clock_is_right` says whether `clock` may be believed; while not, nothing is given up by it.
-    """
-
-    clock: Callable[[], float]
-    monotonic: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    luck: Callable[[], float]
-    clock_is_right: Callable[[], bool]
-
-
 class DisconnectWorker:
     """The worker of `region` in this process; `holder` is a random name of this process run."""
 
@@ -122,6 +83,7 @@ class DisconnectWorker:
         holder: str,
         *,
         store: DisconnectStore,
+        calls: CallQueue,
         leases: LeaseStore,
         ledger: Ledger,
         bans: BanList,
@@ -131,16 +93,20 @@ class DisconnectWorker:
         self._region = region
         self._holder = holder
         self._store = store
+        self._calls = calls
         self._leases = leases
-        self._ledger = ledger
         self._bans = bans
         self._gateway = gateway
         self._times = times
+        self._sweeper = Sweeper(
+            region, store=store, calls=calls, ledger=ledger, gateway=gateway, times=times
+        )
         self._lease: Lease | None = None
         self._next_call_at = 0.0
         self._repair_at = -math.inf
         self._line = asyncio.Lock()
-        self._woken = asyncio.Event()
+        self._may_be_swept = asyncio.Event()
+        self._may_be_called = asyncio.Event()
         self._counts: Counter[str] = Counter()
 
     def counts(self) -> Mapping[str, int]:
@@ -152,15 +118,16 @@ class DisconnectWorker:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._for_ever(self.keep_lease, RENEW_SECONDS))
-                group.create_task(self._for_ever(self.sweep, IDLE_SECONDS))
-                group.create_task(self._for_ever(self.call, IDLE_SECONDS))
+                group.create_task(self._for_ever(self.sweep, IDLE_SECONDS, self._may_be_swept))
+                group.create_task(self._for_ever(self.call, IDLE_SECONDS, self._may_be_called))
         finally:
             await self._give_lease_back()
         raise AssertionError("a worker ends only by being cancelled")
 
     def wake(self) -> None:
         """Look for work now: a request of this Region was stored in this process."""
-        self._woken.set()
+        self._may_be_swept.set()
+        self._may_be_called.set()
 
     async def keep_lease(self) -> bool:
         """Take the Region's lease or renew it; raises StoreUnavailableError."""
@@ -186,30 +153,25 @@ class DisconnectWorker:
             return
         self._repair_at = self._times.monotonic() + REPAIR_SECONDS
         latest = now + LONGEST_RETRY_SECONDS + CLOCKS_APART_SECONDS
-        brought = await self._store.bring_forward(self._region, after=latest, to=now)
+        brought = await self._calls.bring_forward(self._region, after=latest, to=now)
+        brought += await self._store.bring_forward(self._region, after=latest, to=now)
         if brought:
             _log.warning("disconnects_brought_forward", region=self._region, count=brought)
 
     async def sweep(self) -> bool:
         """Find out whom the requests that are due mean; tell whether there were any."""
-        if not self._may_work():
-            return False
-        due = await self._store.due_sweeps(self._region, self._times.clock(), SWEEPS_AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for request in due:
-                group.create_task(self._sweep_one(request))
-        return bool(due)
+        found = self._may_work() and await self._sweeper.sweep()
+        if found:
+            self._may_be_called.set()
+        return found
 
     async def call(self) -> bool:
         """Make the calls that are due, as many as one round takes; tell whether there were any."""
         if not self._may_work():
             return False
-        due = await self._store.due_calls(self._region, self._times.clock(), CALLS_AT_ONCE)
+        due = await self._calls.due_calls(self._region, self._times.clock(), CALLS_AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for call in due:
-                if self._is_over(call):
-                    await self._expire(call)
-                    continue
                 group.create_task(self._call_one(call))
         return bool(due)
 
@@ -239,119 +201,19 @@ class DisconnectWorker:
             self._next_call_at = self._times.monotonic() + SPACING_SECONDS
             return True
 
-    # --- whom a request means ---------------------------------------------------------------------
-
-    async def _sweep_one(self, request: Disconnect) -> None:
-        try:
-            await self._expand(request)
-        except Exception as error:  # noqa: BLE001 - one request's fault must not stop the others'
-            await self._sweep_again_later(request, error)
-
-    async def _expand(self, request: Disconnect) -> None:
-        error: TokenServiceError | None = None
-        connected: set[str] = set()
-        if request.stage_arn is not None:
-            try:
-                connected = await self._enqueue_connected(request, request.stage_arn)
-            except IvsNotFoundError:
-                pass  # no such stage, so nobody is on it
-            except IvsError as fault:
-                error = fault
-        if request.sweeps < 2:
-            await self._enqueue_issued(request, connected)
-        if error is not None:
-            raise error
-        if not self._times.clock_is_right():
-            # What such a clock takes for expired was not looked at.
-            again = self._times.clock() + RESWEEP_SECONDS
-            await self._store.sweep_again(request, at=again)
-            return
-        await self._store.swept(request, next_sweep_at=await self._next_sweep(request))
-
-    async def _next_sweep(self, request: Disconnect) -> float | None:
-        if request.ban_id is not None and request.sweeps == 0:
-            return request.created_at + SETTLE_SECONDS
-        if request.stage_arn is not None and await self._store.has_unmade_calls(request):
-            # Until their turn comes, some may join, and then go first.
-            return self._times.clock() + RESWEEP_SECONDS
-        return None
-
-    async def _enqueue_connected(self, request: Disconnect, stage_arn: str) -> set[str]:
-        participants = await self._gateway.list_participants(
-            self._region, stage_arn=stage_arn, user_id=request.user_id
-        )
-        now = self._times.clock()
-        meant = [
-            participant
-            for participant in participants
-            if request.ban_id is not None or not _came_after(participant, request)
-        ]
-        for start in range(0, len(meant), LEDGER_PAGE):
-            some = meant[start : start + LEDGER_PAGE]
-            expiries = await self._ledger.last_expiries([one.participant_id for one in some])
-            found = [
-                NewCall(
-                    "disconnect",
-                    stage_arn,
-                    one.participant_id,
-                    one.user_id,
-                    CONNECTED,
-                    expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS),
-                )
-                for one in some
-            ]
-            await self._store.enqueue(request, found, now)
-        return {participant.participant_id for participant in meant}
-
-    async def _enqueue_issued(self, request: Disconnect, connected: set[str]) -> None:
-        cursor = None
-        while True:
-            now = self._times.clock()
-            page = await self._ledger.living(
-                now,
-                stage_arn=request.stage_arn,
-                user_id=request.user_id,
-                key_id=request.target_id if request.kind == "key" else None,
-                cursor=cursor,
-                limit=LEDGER_PAGE,
-            )
-            found = {
-                token.token_id: _call_for(token, request)
-                for token in page.tokens
-                if _is_meant(token, request) and token.token_id not in connected
-            }
-            await self._store.enqueue(request, list(found.values()), now)
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    async def _sweep_again_later(self, request: Disconnect, error: Exception) -> None:
-        now = self._times.clock()
-        code = _code(error)
-        _log.warning(
-            "disconnect_sweep_failed",
-            disconnect_id=request.disconnect_id,
-            region=self._region,
-            code=code,
-            exc_info=None if isinstance(error, TokenServiceError) else error,
-        )
-        delay = retry_delay(request.failed_sweeps + 1, self._times.luck())
-        # After a day nobody can still be connected whom this request meant.
-        gone = now > request.created_at + SESSION_SECONDS and self._times.clock_is_right()
-        await self._store.swept(request, next_sweep_at=None if gone else now + delay, error=code)
-
-    # --- calls ------------------------------------------------------------------------------------
-
     async def _call_one(self, call: DueCall) -> None:
         try:
-            await self._ask_and_note(call)
+            if self._is_over(call):
+                await self._expire(call)
+            else:
+                await self._ask_and_note(call)
         except Exception as error:  # noqa: BLE001 - other calls are under way beside this one
             # Nothing was noted, so the call is still pending and will be made again.
             _log.error(
                 "disconnect_call_not_noted",
                 region=self._region,
                 target=call.target_id,
-                code=_code(error),
+                code=code_of(error),
                 exc_info=None if isinstance(error, TokenServiceError) else error,
             )
 
@@ -367,20 +229,20 @@ class DisconnectWorker:
         except IvsRejectedError as error:
             self._counts[error.code] += 1
             self._log_failure(call, attempts, error)
-            await self._store.settle(
+            await self._calls.settle(
                 call, "failed", attempts=attempts, error=error.code, now=self._times.clock()
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, the call is tried again
-            self._counts[_code(error)] += 1
+            self._counts[code_of(error)] += 1
             if isinstance(error, IvsThrottledError):
                 # Somebody else spends the quota, too: give it time to fill.
                 pause = min(max(error.retry_after or 0.0, HANDOVER_SECONDS), 10.0)
                 self._next_call_at = max(self._next_call_at, self._times.monotonic() + pause)
             self._log_failure(call, attempts, error)
-            await self._put_off(call, attempts, _code(error))
+            await self._put_off(call, attempts, code_of(error))
         else:
             self._counts["taken"] += 1
-            await self._store.settle(
+            await self._calls.settle(
                 call, "disconnected", attempts=attempts, error=None, now=self._times.clock()
             )
 
@@ -407,7 +269,7 @@ class DisconnectWorker:
         ban = self._bans.check(call.stage_arn or None, call.user_id, call.target_id, now)
         if ban is None or now >= call.exp:
             state: CallState = "not_connected" if now < call.exp else "expired"
-            await self._store.settle(call, state, attempts=attempts, error=error.code, now=now)
+            await self._calls.settle(call, state, attempts=attempts, error=error.code, now=now)
             return
         await self._put_off(call, attempts, "not_connected", waiting=True)
 
@@ -416,7 +278,7 @@ class DisconnectWorker:
     ) -> None:
         now = self._times.clock()
         until = now + retry_delay(attempts, self._times.luck(), not_connected=waiting)
-        await self._store.put_off(
+        await self._calls.put_off(
             call,
             until=until if now >= call.exp else min(until, call.exp),
             attempts=attempts,
@@ -426,7 +288,7 @@ class DisconnectWorker:
         )
 
     async def _expire(self, call: DueCall) -> None:
-        await self._store.settle(
+        await self._calls.settle(
             call, "expired", attempts=call.attempts, error=None, now=self._times.clock()
         )
 
@@ -437,13 +299,13 @@ class DisconnectWorker:
             target=call.target_id,
             call=call.operation,
             attempts=attempts,
-            code=_code(error),
+            code=code_of(error),
             exc_info=None if isinstance(error, TokenServiceError) else error,
         )
 
-    # --- life -------------------------------------------------------------------------------------
-
-    async def _for_ever(self, work: Callable[[], Awaitable[bool]], idle: float) -> None:
+    async def _for_ever(
+        self, work: Callable[[], Awaitable[bool]], idle: float, woken: asyncio.Event | None = None
+    ) -> None:
         failing = False
         while True:
             try:
@@ -454,24 +316,27 @@ class DisconnectWorker:
                     _log.error(
                         "disconnect_worker_failed",
                         region=self._region,
-                        code=_code(error),
+                        code=code_of(error),
                         exc_info=None if isinstance(error, TokenServiceError) else error,
                     )
                 failing = True
             else:
                 failing = False
             if not busy:
-                await self._rest(idle)
+                await self._rest(idle, woken)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, seconds: float, woken: asyncio.Event | None) -> None:
+        if woken is None:
+            await self._times.sleep(seconds)
+            return
         resting = asyncio.ensure_future(self._times.sleep(seconds))
-        woken = asyncio.create_task(self._woken.wait())
+        waking = asyncio.create_task(woken.wait())
         try:
-            await asyncio.wait({resting, woken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({resting, waking}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             resting.cancel()
-            woken.cancel()
-            self._woken.clear()
+            waking.cancel()
+            woken.clear()
 
     async def _give_lease_back(self) -> None:
         if self._lease is None:
@@ -482,30 +347,3 @@ class DisconnectWorker:
             await self._leases.give_back(lease, free_at=free_at)
         except StoreUnavailableError as error:
             _log.warning("disconnect_lease_not_given_back", detail=error.detail)
-
-
-def _code(error: Exception) -> str:
-    return error.code if isinstance(error, TokenServiceError) else TokenServiceError.code
-
-
-def _came_after(participant: Participant, request: Disconnect) -> bool:
-    joined = participant.first_join_time
-    return joined is not None and joined > request.created_at
-
-
-def _is_meant(token: IssuedRecord, request: Disconnect) -> bool:
-    if token.disconnected_at is not None:
-        return False
-    if request.kind != "key" and token.kind != "participant":
-        return False
-    return request.ban_id is not None or request.kind == "key" or token.iat <= request.created_at
-
-
-def _call_for(token: IssuedRecord, request: Disconnect) -> NewCall:
-    if token.kind == "connection":
-        return NewCall("revoke", "", token.token_id, None, NAMED, token.exp)
-    # Nobody lists the connected participants of all stages of a key, so each of its calls is made.
-    rank = ISSUED if request.kind == "stage" else NAMED
-    return NewCall(
-        "disconnect", token.stage_arn or "", token.token_id, token.user_id, rank, token.exp
-    )

@@ -1,31 +1,24 @@
-"""Kicking out and keeping out: the routes under `/v1/disconnects` and `/v1/bans`.
-
-What is answered is stored; IVS is asked by the worker of the Region, within its quota.
-"""
+"""Keeping out: the routes under `/v1/bans`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
 from litestar import Request, delete, get, post
-from litestar.response.base import ASGIResponse
 
 from tokensvc.errors import (
-    IdempotencyConflictError,
     InvalidRequestError,
     NotFoundError,
-    NotRepeatableError,
     PolicyDeniedError,
     StoreUnavailableError,
-    TokenServiceError,
 )
 from tokensvc.http import examples
+from tokensvc.http.answers import Answer, answer_of
 from tokensvc.http.bodies import decode_json, read_json_body
 from tokensvc.http.caller_policy import require_subject
 from tokensvc.http.idempotency import request_ref
-from tokensvc.http.openapi import RouteDoc, documented
+from tokensvc.http.openapi import STORING_PROBLEMS, RouteDoc, documented
 from tokensvc.http.queries import (
     CURSOR,
     DEFAULT_LIMIT,
@@ -41,35 +34,22 @@ from tokensvc.http.revocation_structs import (
     BanAnswer,
     BanRequest,
     BansAnswer,
-    DisconnectAnswer,
-    DisconnectRequest,
     LiftedBans,
 )
 from tokensvc.http.service import authorize, service_of
-from tokensvc.http.structs import DisconnectAccepted
 from tokensvc.revocation.ban_store import MAX_LIFTED
 from tokensvc.revocation.requests import (
     BanSubject,
     parse_ban_request,
     parse_ban_subject,
-    parse_disconnect_request,
     parse_some_user_id,
 )
 from tokensvc.tokens.fields import FieldParser, parse_token_id
 
-__all__ = ["REVOCATION_ROUTES"]
+__all__ = ["BAN_ROUTES"]
 
-_JSON: Final = "application/json"
-_DISCONNECT: Final = "participants:disconnect"
-_REVOKE: Final = "connection-tokens:revoke"
 _READ: Final = "bans:read"
 _WRITE: Final = "bans:write"
-_STORING: Final[tuple[type[TokenServiceError], ...]] = (
-    PolicyDeniedError,
-    IdempotencyConflictError,
-    NotRepeatableError,
-    StoreUnavailableError,
-)
 _SUBJECT: Final = (
     {
         "name": "stageArn",
@@ -95,82 +75,6 @@ _SUBJECT_PARSERS: Final[Mapping[str, FieldParser]] = {
     "userId": parse_some_user_id,
     "participantId": parse_token_id("participantId"),
 }
-_encode = msgspec.json.Encoder().encode
-
-
-@post(
-    "/v1/disconnects",
-    status_code=202,
-    summary="Disconnect a participant, a user, or everybody on a stage",
-    opt=documented(
-        RouteDoc(
-            operation_id="disconnect",
-            scope=_DISCONNECT,
-            request=DisconnectRequest,
-            answer=DisconnectAccepted,
-            request_examples=examples.DISCONNECT,
-            answer_examples=examples.DISCONNECT_ACCEPTED,
-            problems=_STORING,
-        )
-    ),
-)
-async def disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """Store the request, and its ban; IVS is asked (DisconnectParticipant) until it has taken each.
-
-    A user means every living token of that user, and whoever is connected under that id. A ban holds
-    here when this is answered, and on every replica within a second. `Location` is where to look how
-    far it is.
-    """
-    service = service_of(request)
-    facts = await authorize(request, service, _DISCONNECT)
-    body = await read_json_body(request, service.max_body_bytes)
-    ask = parse_disconnect_request(decode_json(body), regions=service.regions)
-    facts.about = {
-        "kind": ask.kind,
-        "stageArn": ask.stage_arn,
-        "user_id": ask.user_id,
-        "participantId": ask.target_id,
-        "reason": ask.reason or None,
-        "ban": ask.ban,
-    }
-    await require_subject(service, facts, stage_arn=ask.stage_arn, participant_id=ask.target_id)
-    accepted = await service.revocations.disconnect(
-        ask, caller_id=facts.caller_id, ref=request_ref(facts, "disconnects", body)
-    )
-    facts.about.update(disconnectId=accepted.disconnect_id, banId=accepted.ban_id)
-    return _answered(
-        DisconnectAccepted.of(accepted), 202, f"/v1/disconnects/{accepted.disconnect_id}"
-    )
-
-
-@get(
-    "/v1/disconnects/{disconnect_id:str}",
-    summary="Show how far a disconnect is",
-    opt=documented(
-        RouteDoc(
-            operation_id="getDisconnect",
-            scope=_DISCONNECT,
-            query=(CURSOR, LIMIT),
-            answer=DisconnectAnswer,
-            answer_examples=examples.DISCONNECT_PROGRESS,
-            problems=(InvalidRequestError, NotFoundError, StoreUnavailableError),
-        )
-    ),
-)
-async def get_disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
-    """Show the state of each participant, or of the connection token, that a request means.
-
-    The scope `connection-tokens:revoke` will do as well.
-    """
-    service = service_of(request)
-    await authorize(request, service, _DISCONNECT, _REVOKE)
-    query = query_of(request, PAGE, "a disconnect's progress")
-    progress = await service.revocations.progress(
-        request.path_params["disconnect_id"],
-        cursor=query.get("cursor"),
-        limit=query.get("limit", DEFAULT_LIMIT),
-    )
-    return _answered(DisconnectAnswer.of(progress))
 
 
 @post(
@@ -185,11 +89,11 @@ async def get_disconnect(request: Request[Any, Any, Any]) -> ASGIResponse:
             answer=BanAnswer,
             request_examples=examples.BAN,
             answer_examples=examples.BAN_ANSWER,
-            problems=_STORING,
+            problems=STORING_PROBLEMS,
         )
     ),
 )
-async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def ban(request: Request[Any, Any, Any]) -> Answer:
     """Issue no token to whom this means; who is connected stays, see `POST /v1/disconnects`.
 
     It holds here when this is answered, and on every replica within a second.
@@ -215,7 +119,7 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         ref=request_ref(facts, "bans", body),
     )
     facts.about["banId"] = made.ban_id
-    return _answered(BanAnswer.of(made), 201, f"/v1/bans/{made.ban_id}")
+    return answer_of(BanAnswer.of(made), 201, f"/v1/bans/{made.ban_id}")
 
 
 @get(
@@ -232,7 +136,7 @@ async def ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         )
     ),
 )
-async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def list_bans(request: Request[Any, Any, Any]) -> Answer:
     """Show who may not be issued a token now, for which stage, and until when."""
     service = service_of(request)
     await authorize(request, service, _READ)
@@ -246,7 +150,7 @@ async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
         limit=limit + 1,
     )
     page = [BanAnswer.of(one) for one in found[:limit]]
-    return _answered(BansAnswer(page, page[-1].ban_id if len(found) > limit else None))
+    return answer_of(BansAnswer(page, page[-1].ban_id if len(found) > limit else None))
 
 
 @get(
@@ -261,11 +165,11 @@ async def list_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
         )
     ),
 )
-async def get_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def get_ban(request: Request[Any, Any, Any]) -> Answer:
     """Show a ban; one that has ended or was lifted is still known for a day."""
     service = service_of(request)
     await authorize(request, service, _READ)
-    return _answered(
+    return answer_of(
         BanAnswer.of(await service.revocations.find_ban(request.path_params["ban_id"]))
     )
 
@@ -283,7 +187,7 @@ async def get_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         )
     ),
 )
-async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def lift_ban(request: Request[Any, Any, Any]) -> Answer:
     """Lift a ban, on every replica within a second; one that was lifted before stays so.
 
     Whoever was disconnected needs a new participant: IVS takes no token under the old id again.
@@ -297,7 +201,7 @@ async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         await require_subject(
             service, facts, stage_arn=found.stage_arn, participant_id=found.participant_id
         )
-    return _answered(BanAnswer.of(await service.revocations.lift(ban_id)))
+    return answer_of(BanAnswer.of(await service.revocations.lift(ban_id)))
 
 
 @delete(
@@ -322,7 +226,7 @@ async def lift_ban(request: Request[Any, Any, Any]) -> ASGIResponse:
         )
     ),
 )
-async def lift_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
+async def lift_bans(request: Request[Any, Any, Any]) -> Answer:
     """Lift the bans of exactly what is named, as it is named to `POST /v1/bans`.
 
     A user's bans on a stage are not those of the user everywhere, nor those of the stage.
@@ -344,18 +248,10 @@ async def lift_bans(request: Request[Any, Any, Any]) -> ASGIResponse:
     )
     facts.about["banIds"] = [one.ban_id for one in lifted]
     answer = [BanAnswer.of(one) for one in lifted]
-    return _answered(LiftedBans(answer, complete=len(answer) < MAX_LIFTED))
+    return answer_of(LiftedBans(answer, complete=len(answer) < MAX_LIFTED))
 
 
-REVOCATION_ROUTES: Final = (
-    disconnect,
-    get_disconnect,
-    ban,
-    list_bans,
-    get_ban,
-    lift_ban,
-    lift_bans,
-)
+BAN_ROUTES: Final = (ban, list_bans, get_ban, lift_ban, lift_bans)
 
 
 def _of_subject(subject: BanSubject) -> dict[str, Any]:
@@ -364,10 +260,3 @@ def _of_subject(subject: BanSubject) -> dict[str, Any]:
         "user_id": subject.user_id,
         "participantId": subject.participant_id,
     }
-
-
-def _answered(
-    answer: msgspec.Struct, status: int = 200, location: str | None = None
-) -> ASGIResponse:
-    headers = {} if location is None else {"location": location}
-    return ASGIResponse(body=_encode(answer), status_code=status, media_type=_JSON, headers=headers)

@@ -1,0 +1,198 @@
+"""The queue of calls to IVS in the database: what is due, and what became of it.
+
+`folding.py` lets calls in. They are made in the order of their rank, by the one worker of their Region.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.ledger import mark_disconnected
+from tokensvc.revocation.calls import ISSUED, NAMED, WAITING, DueCall, NewCall, QueueState
+from tokensvc.revocation.damage import is_number, repaired
+from tokensvc.revocation.disconnects import CallState, Disconnect
+from tokensvc.revocation.folding import fold_in
+from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import disconnect_calls as calls
+from tokensvc.store.tables import disconnect_members as members
+from tokensvc.store.tables import disconnects
+from tokensvc.store.transactions import Transactions
+
+__all__ = ["CallQueue", "count_due"]
+
+WAITING_SHARE: Final = 0.2
+"""Of the calls, while others are due: or those that wait would starve behind a full stage."""
+
+_DUE_COLUMNS: Final = tuple(calls.c[name] for name in DueCall.__dataclass_fields__)
+
+
+class CallQueue:
+    """The calls of all replicas; every method raises StoreUnavailableError."""
+
+    def __init__(self, engine: AsyncEngine, transactions: Transactions) -> None:
+        self._engine = engine
+        self._transactions = transactions
+
+    async def enqueue(self, request: Disconnect, found: Sequence[NewCall], now: float) -> None:
+        """Add calls for whom a request turned out to mean; those it has already are left alone."""
+        await self._transactions.run(
+            "enqueue calls", lambda connection: fold_in(connection, request, found, now)
+        )
+
+    async def due_calls(self, region: str, now: float, limit: int) -> list[DueCall]:
+        """Return calls to make now, best first; a share of them from among those that wait."""
+        waiting = max(1, round(limit * WAITING_SHARE))
+        due = (
+            select(*_DUE_COLUMNS)
+            .where(
+                calls.c.region == region,
+                calls.c.state == "pending",
+                calls.c.next_attempt_at <= now,
+            )
+            .order_by(calls.c.rank, calls.c.next_attempt_at)
+        )
+        first = await self._all(due.where(calls.c.rank < WAITING).limit(limit))
+        room = limit - len(first) if len(first) < limit - waiting else waiting
+        last = await self._all(due.where(calls.c.rank == WAITING).limit(room))
+        found = first[: limit - len(last)] + last
+        return [_due_call(row) for row in found]
+
+    async def bring_forward(self, region: str, *, after: float, to: float) -> int:
+        """Make due at `to` what is put off beyond `after`, Unix seconds; return how much that was."""
+        of_region = (calls.c.region == region, calls.c.state == "pending")
+        late = (
+            update(calls)
+            .where(*of_region, calls.c.next_attempt_at > after)
+            .values(next_attempt_at=to)
+        )
+        # No number of ours, so it is in no order that calls are made in.
+        unranked = update(calls).where(*of_region, calls.c.rank > WAITING).values(rank=NAMED)
+        return await self._transactions.run(
+            "bring calls forward",
+            lambda connection: sum(
+                connection.execute(statement).rowcount for statement in (late, unranked)
+            ),
+        )
+
+    async def settle(
+        self, call: DueCall, state: CallState, *, attempts: int, error: str | None, now: float
+    ) -> None:
+        """Note how a call ended; where IVS took it, on the participant's tokens as well."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                _pending(call).values(
+                    state=state, attempts=attempts, last_error=error, updated_at=now
+                )
+            )
+            if state == "disconnected":
+                mark_disconnected(connection, call.target_id, now)
+
+        await self._transactions.run("settle call", work)
+
+    async def put_off(
+        self,
+        call: DueCall,
+        *,
+        until: float,
+        attempts: int,
+        error: str,
+        now: float,
+        waiting: bool = False,
+    ) -> None:
+        """Note that a call is to be made again at `until`; `waiting`, because IVS knew no such one."""
+        values: dict[str, object] = {
+            "attempts": attempts,
+            "last_error": error,
+            "next_attempt_at": until,
+            "updated_at": now,
+        }
+        if waiting:
+            values["rank"] = WAITING
+        await self._transactions.run(
+            "put call off", lambda connection: connection.execute(_pending(call).values(values))
+        )
+
+    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
+        """Tell whether a participant is about to be disconnected."""
+        query = select(calls.c.call_id).where(
+            calls.c.operation == "disconnect",
+            calls.c.stage_arn == stage_arn,
+            calls.c.target_id == participant_id,
+            calls.c.state == "pending",
+        )
+        return bool(await self._all(query.limit(1)))
+
+    async def has_unmade_calls(self, request: Disconnect) -> bool:
+        """Tell whether some of a request's calls of rank ISSUED are still to be made."""
+        query = (
+            select(calls.c.call_id)
+            .join(members, members.c.call_id == calls.c.call_id)
+            .where(
+                members.c.disconnect_id == request.disconnect_id,
+                calls.c.state == "pending",
+                calls.c.rank == ISSUED,
+            )
+            .limit(1)
+        )
+        return bool(await self._all(query))
+
+    async def length(self, region: str) -> int:
+        """Count the calls of a Region that are to be made, apart from those that wait."""
+        return int((await self._all(count_due(region)))[0][0])
+
+    async def state(self, region: str) -> QueueState:
+        """Return how much is to be done in a Region, and since when."""
+        of_region = (calls.c.region == region, calls.c.state == "pending")
+        counted: Any = select(calls.c.rank, func.count()).where(*of_region).group_by(calls.c.rank)
+        counts = {row[0]: int(row[1]) for row in map(tuple, await self._all(counted))}
+        waiting = counts.pop(WAITING, 0)
+        of_calls = (
+            select(func.min(disconnects.c.created_at))
+            .join(members, members.c.disconnect_id == disconnects.c.disconnect_id)
+            .join(calls, calls.c.call_id == members.c.call_id)
+            .where(*of_region, calls.c.rank < WAITING)
+        )
+        # A first sweep is due at once; those after it are looks back.
+        of_sweeps = select(func.min(disconnects.c.created_at)).where(
+            disconnects.c.region == region,
+            disconnects.c.next_sweep_at.is_not(None),
+            disconnects.c.sweeps == 0,
+        )
+        oldest = [(await self._all(query))[0][0] for query in (of_calls, of_sweeps)]
+        moments = [moment for moment in oldest if moment is not None]
+        return QueueState(sum(counts.values()), waiting, min(moments, default=None))
+
+    async def _all(self, query: Select[Any]) -> list[Row[Any]]:
+        with store_faults("read calls"):
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(query)).all())
+
+
+def count_due(region: str) -> Select[Any]:
+    """Return the query that counts the calls of a Region that are to be made, those that wait apart."""
+    return (
+        select(func.count())
+        .select_from(calls)
+        .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank < WAITING)
+    )
+
+
+def _pending(call: DueCall) -> Any:
+    return update(calls).where(calls.c.call_id == call.call_id, calls.c.state == "pending")
+
+
+def _due_call(row: Row[Any]) -> DueCall:
+    call = DueCall(*tuple(row))
+    if not is_number(call.exp):
+        # It is made until IVS has taken it: better once too often than never.
+        call = replace(call, exp=repaired(call.call_id, "exp", math.inf))
+    if not is_number(call.attempts):
+        call = replace(call, attempts=repaired(call.call_id, "attempts", 0))
+    return call
