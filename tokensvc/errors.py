@@ -49,6 +49,7 @@ __all__ = [
     "RateLimitedError",
     "RequestTimeoutError",
     "RingConflictError",
+    "RingDamagedError",
     "SealError",
     "StageNotFoundError",
     "StoreRefusedError",
@@ -292,6 +293,13 @@ class StoreUnavailableError(TokenServiceError):
     code = "store_unavailable"
     status = 503
     title = "Store unavailable"
+
+
+class RingDamagedError(StoreUnavailableError):
+    """The stored key ring of a Region makes no sense; the other Regions are not affected."""
+
+    code = "ring_damaged"
+    title = "Key ring damaged"
 
 
 class OverloadedError(TokenServiceError):

@@ -11,12 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.callers.support import Clock
 from tests.keyring.support import NOW, OTHER_REGION, REGION, RING, MemoryRingStore, arn
-from tokensvc.errors import RingConflictError, StoreUnavailableError
+from tokensvc.errors import RingConflictError, RingDamagedError, StoreUnavailableError
 from tokensvc.keyring import phases
 from tokensvc.keyring.phases import Drained
 from tokensvc.keyring.record import IllegalKeyStateError, KeyPhase, KeyRecord, RingState
 from tokensvc.keyring.sql import SqlRingStore
-from tokensvc.keyring.store import RingStore
+from tokensvc.keyring.store import RingStore, load_rings
 from tokensvc.store import tables
 
 
@@ -190,8 +190,19 @@ async def test_a_row_that_makes_no_sense_is_an_error_and_not_a_ring(
     await sql.save(RingState(REGION, 0), (active("k1"),))
     async with engine.begin() as connection:
         await connection.execute(update(tables.keys).values(**damage))
-    with pytest.raises(StoreUnavailableError, match="is damaged"):
+    with pytest.raises(RingDamagedError, match="is damaged"):
         await sql.load(REGION)
+
+
+async def test_a_damaged_ring_hides_no_other_region(sql: SqlRingStore, engine: AsyncEngine) -> None:
+    await sql.save(RingState(REGION, 0), (active("k1"),))
+    other = await sql.save(RingState("us-east-1", 0), ())
+    async with engine.begin() as connection:
+        await connection.execute(update(tables.keys).values(phase="SIGNING"))
+    rings = await load_rings(sql)
+    assert rings.whole == (other,)
+    assert list(rings.damaged) == [REGION]
+    assert "SIGNING" in rings.damaged[REGION]
 
 
 async def test_a_ring_whose_rows_were_deleted_is_empty_and_keeps_its_version(

@@ -7,6 +7,7 @@ import hashlib
 from base64 import b64decode
 
 import pytest
+from sqlalchemy import update
 
 from tests.http.support import (
     NOW,
@@ -19,6 +20,8 @@ from tests.http.support import (
 )
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.ledger import Ledger
+from tokensvc.store import open_engine
+from tokensvc.store.tables import keys, rings
 
 
 async def test_the_ring_is_listed(service: Service):
@@ -73,3 +76,22 @@ async def test_the_ring_is_told_though_its_tokens_cannot_be_counted_in_time(
     (active,) = [key for key in answer.json()["keys"] if key["phase"] == "ACTIVE"]
     assert active["liveTokens"] is None
     assert active["lastTokenExpiresAt"] == int(NOW) + 3600
+
+
+async def test_a_damaged_ring_of_one_region_leaves_the_others_signing(stopped: Service):
+    stopped.settings = dataclasses.replace(stopped.settings, regions=(REGION, OTHER_REGION))
+    async with running(stopped) as service:
+        engine = open_engine(service.settings.database_url)
+        async with engine.begin() as connection:
+            damage = update(keys).where(keys.c.region == OTHER_REGION, keys.c.phase == "ACTIVE")
+            await connection.execute(damage.values(phase="SIGNING"))
+            await connection.execute(update(rings).values(version=rings.c.version + 1))
+        await engine.dispose()
+        await service.sleeper.wake()
+        assert (await service.mint(issuer="local"))["issuer"] == "local"
+        body = (await service.get("/v1/keys")).json()
+        assert {key["region"] for key in body["keys"]} == {REGION}
+        assert "SIGNING" in body["notSigning"][OTHER_REGION]
+        problems = {region["region"]: region["problems"] for region in body["regions"]}
+        assert problems[REGION] == []
+        assert [problem["code"] for problem in problems[OTHER_REGION]] == ["ring_damaged"]

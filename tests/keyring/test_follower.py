@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from structlog.testing import capture_logs
 
 from tests.keyring.support import OTHER_REGION, REGION, FakeClock, World
-from tokensvc.errors import NoSigningKeyError, StoreUnavailableError
+from tokensvc.errors import KmsError, NoSigningKeyError, StoreUnavailableError
 from tokensvc.keyring.follower import RingFollower
 
 MAX_AGE = 30.0
@@ -127,6 +129,32 @@ async def test_a_key_manager_that_was_down_at_the_start_is_asked_again(
     sealer.down = False
     await replica.refresh()
     assert replica.view().regions == (REGION, OTHER_REGION)
+
+
+async def test_a_key_manager_that_hangs_costs_the_time_of_one_call(
+    world: World, monotonic: FakeClock
+) -> None:
+    """Else, with enough Regions, the view would be too old to sign with when it is read."""
+    for region in (REGION, OTHER_REGION):
+        await world.manager().tick(region)
+    everybody_asks = asyncio.Event()
+    asked = 0
+
+    class Hanging:
+        async def seal(self, private_key: bytes, context: object) -> bytes:
+            raise AssertionError("a replica seals nothing")
+
+        async def unseal(self, sealed: bytes, context: object) -> bytes:
+            nonlocal asked
+            asked += 1
+            if asked == 4:
+                everybody_asks.set()
+            await everybody_asks.wait()
+            raise KmsError("AWS KMS did not answer in time.")
+
+    replica = RingFollower(world.manager(sealer=Hanging()), clock=monotonic, max_age=MAX_AGE)
+    await asyncio.wait_for(replica.refresh(), 30)
+    assert replica.view().reasons.keys() == {REGION, OTHER_REGION}
 
 
 class _CountingSealer:

@@ -34,6 +34,7 @@ from tokensvc.keyring import RingManager, RingState, RingStore
 from tokensvc.keyring.follower import RingFollower
 from tokensvc.keyring.reports import RegionReports
 from tokensvc.keyring.status import Problem, RegionStatus
+from tokensvc.keyring.store import load_rings
 from tokensvc.ledger import KeyUse, Ledger
 from tokensvc.revocation import DisconnectAsk, Revocations
 
@@ -75,7 +76,7 @@ class KeyOperations:
         With `look`, IVS is asked how the Regions stand, instead of telling what was last found, by
         this process or by the one that looks after keys.
         """
-        rings = await self._rings.load_all()
+        rings = (await load_rings(self._rings)).whole
         if look:
             stands: list[RegionStatus | None] = [
                 await self._look(region) for region in self._regions
@@ -239,7 +240,7 @@ class KeyOperations:
         await self._ring.refresh(reload=True)
 
     async def _ring_of(self, key_id: str) -> RingState:
-        for ring in await self._rings.load_all():
+        for ring in (await load_rings(self._rings)).whole:
             if ring.key(key_id) is not None:
                 return ring
         raise NotFoundError("The ring has no key with this id.")

@@ -8,6 +8,7 @@ stays there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -39,7 +40,7 @@ from tokensvc.keyring.rotator import (
 from tokensvc.keyring.sealing import Sealer
 from tokensvc.keyring.status import Problem, RegionStatus
 from tokensvc.keyring.steps import StepTaker
-from tokensvc.keyring.store import RingStore
+from tokensvc.keyring.store import RingStore, load_rings
 from tokensvc.keyring.view import RingView
 from tokensvc.keyring.walk import Walk, problem_of, step_name
 from tokensvc.signing import Backend, SigningKey, self_check
@@ -238,34 +239,49 @@ class RingManager:
         """Return the stored ring with its ACTIVE keys ready to sign.
 
         A key that does not open, or that was found unfit, leaves its Region without a signing key,
-        with the reason in the view; the other Regions are not affected. Raises
+        with the reason in the view, and so does a damaged ring; the other Regions are not affected.
+        All are opened at once, so that a key manager that hangs costs the time of one call. Raises
         StoreUnavailableError.
         """
-        rings = await self._store.load_all()
+        rings = await load_rings(self._store)
+        actives = [ring.active for ring in rings.whole if ring.active is not None]
+        reasons = dict(rings.damaged)
+        async with asyncio.TaskGroup() as group:
+            opening = [group.create_task(self._open(key)) for key in actives]
+            group.create_task(self._open_standbys(rings.whole))
         signing_keys: list[SigningKey] = []
         longest_ttls: dict[str, float] = {}
-        reasons: dict[str, str] = {}
-        for key in filter(None, (ring.active for ring in rings)):
-            reason = self._barred.get(key.key_id)
-            if reason is None:
-                try:
-                    signing_keys.append(await self._opener.open(key))
-                    longest_ttls[key.region] = key.longest_ttl or 0.0
-                    continue
-                except TokenServiceError as error:
-                    # Whatever keeps one Region's key from opening, the others sign on.
-                    reason = error.detail
-            if self._reasons_logged.get(key.region) != reason:
-                _log.error("key_may_not_sign", region=key.region, key_id=key.key_id, reason=reason)
-            reasons[key.region] = reason
+        for key, task in zip(actives, opening, strict=True):
+            opened = task.result()
+            if isinstance(opened, str):
+                reasons[key.region] = opened
+                continue
+            signing_keys.append(opened)
+            longest_ttls[key.region] = key.longest_ttl or 0.0
+        ids = {key.region: key.key_id for key in actives}
+        for region, reason in reasons.items():
+            if self._reasons_logged.get(region) != reason:
+                _log.error("key_may_not_sign", region=region, key_id=ids.get(region), reason=reason)
         self._reasons_logged = reasons
-        await self._open_standbys(rings)
+        if not rings.damaged:
+            self._forget_all_but(rings.whole)
         return RingView(
             signing_keys,
-            (key for ring in rings for key in ring.keys),
+            (key for ring in rings.whole for key in ring.keys),
             reasons,
             longest_ttls,
         )
+
+    async def _open(self, key: KeyRecord) -> SigningKey | str:
+        """Return the key ready to sign, or why it is not."""
+        reason = self._barred.get(key.key_id)
+        if reason is not None:
+            return reason
+        try:
+            return await self._opener.open(key)
+        except TokenServiceError as error:
+            # Whatever keeps one Region's key from opening, the others sign on.
+            return error.detail
 
     async def versions(self) -> dict[str, int]:
         """Return the stored version of each Region's ring; raises StoreUnavailableError."""
@@ -358,14 +374,21 @@ class RingManager:
         self._verified_at[key.key_id] = self._clock()
 
     async def _open_standbys(self, rings: tuple[RingState, ...]) -> None:
-        kept: set[str] = set()
-        for ring in rings:
-            kept |= {key.key_id for key in ring.keys if key.sealed_private_key is not None}
-            for standby in ring.in_phase(KeyPhase.STANDBY):
-                try:
-                    await self._opener.open(standby)
-                except TokenServiceError as error:
-                    _log.warning("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
+        async with asyncio.TaskGroup() as group:
+            for ring in rings:
+                for standby in ring.in_phase(KeyPhase.STANDBY):
+                    group.create_task(self._open_standby(standby))
+
+    async def _open_standby(self, standby: KeyRecord) -> None:
+        try:
+            await self._opener.open(standby)
+        except TokenServiceError as error:
+            _log.warning("standby_key_unfit", key_id=standby.key_id, reason=error.detail)
+
+    def _forget_all_but(self, rings: tuple[RingState, ...]) -> None:
+        kept = {
+            key.key_id for ring in rings for key in ring.keys if key.sealed_private_key is not None
+        }
         self._opener.keep_only(kept)
         # What is not in the ring any longer needs no remembering.
         self._verified_at = {k: at for k, at in self._verified_at.items() if k in kept}

@@ -16,7 +16,7 @@ from sqlalchemy import Row, Select, and_, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from tokensvc.errors import RingConflictError, StoreUnavailableError
+from tokensvc.errors import RingConflictError, RingDamagedError
 from tokensvc.keyring.record import (
     DeleteReason,
     KeyPhase,
@@ -102,7 +102,7 @@ class SqlRingStore:
         try:
             return _assemble(rows)
         except ValueError as error:
-            raise StoreUnavailableError(
+            raise RingDamagedError(
                 f"The stored key ring {self._ring_id} is damaged: {error}."
             ) from error
 

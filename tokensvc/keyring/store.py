@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tokensvc.errors import RingDamagedError
 from tokensvc.keyring.record import KeyRecord, RingState
 
-__all__ = ["RingStore"]
+__all__ = ["RingStore", "Rings", "load_rings"]
 
 
 class RingStore(Protocol):
     """The stored key rings of one ring id, one per Region.
 
-    Every method raises StoreUnavailableError where the store does not answer, cannot write, or
-    holds a row that makes no sense.
+    Every method raises StoreUnavailableError where the store does not answer or cannot write, and
+    RingDamagedError where it holds a row that makes no sense.
     """
 
     async def load(self, region: str) -> RingState:
@@ -37,3 +39,27 @@ class RingStore(Protocol):
         After StoreUnavailableError it may have been written: load again.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """The rings that can be read, ordered by Region, and why the others cannot, by Region."""
+
+    whole: tuple[RingState, ...]
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+async def load_rings(store: RingStore) -> Rings:
+    """Return the rings of all Regions; a damaged one hides no other. Raises StoreUnavailableError."""
+    try:
+        return Rings(await store.load_all())
+    except RingDamagedError:
+        # One by one, then: not of one moment any more, but Regions have nothing to do with each other.
+        whole: list[RingState] = []
+        damaged: dict[str, str] = {}
+        for region in sorted(await store.versions()):
+            try:
+                whole.append(await store.load(region))
+            except RingDamagedError as error:
+                damaged[region] = error.detail
+        return Rings(tuple(whole), damaged)
