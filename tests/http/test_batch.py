@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.http.support import OTHER_REGION, Service, problem_in, stage_arn
@@ -163,6 +164,58 @@ async def test_no_step_of_a_batch_holds_the_loop_for_longer_than_a_slice(
     assert turns[-1] >= 0.3
     assert held <= 0.005
     assert held >= SLICE_SECONDS
+
+
+async def test_no_step_of_the_largest_batch_holds_the_loop_for_more_than_5_ms(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """What looks at a whole body takes 3 ms of a fake clock, what looks at one item takes 1 ms."""
+    clock = _Clock()
+    for name, work in (
+        ("tokensvc.http.token_routes.request_ref", 0.003),
+        ("tokensvc.http.token_routes.BatchAnswer", 0.003),
+        ("tokensvc.http.token_routes._encode", 0.001),
+        ("tokensvc.issuing.repeats._keep", 0.001),
+        ("tokensvc.issuing.repeats._kept", 0.001),
+    ):
+        clock.charge(monkeypatch, name, work)
+    installed = _installed(service)
+    cut = installed.cut_batch
+    _install(
+        service,
+        dataclasses.replace(
+            installed,
+            new_slices=lambda: LoopSlices(clock.read),
+            cut_batch=lambda body: clock.spend(0.003) or cut(body),
+        ),
+    )
+    turns: list[float] = []
+
+    async def neighbour() -> None:
+        while True:
+            turns.append(clock.read())
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(neighbour())
+    tokens = [{}] * 20 + [{"duration": 0}] * 20
+    body = json.dumps({"defaults": {"stageArn": stage_arn()}, "tokens": tokens}).encode()
+    first = await service.send("/v1/tokens/batch", body, Idempotency_Key="once")
+    # Three bodies; forty items kept, and encoded; and the answer around them.
+    assert clock.read() == pytest.approx(0.009 + 0.04 + 0.041)
+    again = await service.send("/v1/tokens/batch", body, Idempotency_Key="once")
+    other.cancel()
+    assert clock.read() == pytest.approx(2 * (0.009 + 0.04 + 0.041))
+    assert ids_and_problems(again) == ids_and_problems(first)
+    held = [after - before for before, after in itertools.pairwise(turns)]
+    assert max(held) <= 0.005
+
+
+def ids_and_problems(answer: httpx.Response) -> list[tuple[object, object]]:
+    assert answer.status_code == 200, answer.text
+    return [
+        (item.get("participantId"), item.get("problem", {}).get("errors"))
+        for item in answer.json()["tokens"]
+    ]
 
 
 class _Clock:

@@ -28,6 +28,8 @@ MAX_HEAD_BYTES: Final = 16_384
 HEAD_SECONDS: Final = 10.0
 """From the first byte of a head, or from a new connection's start, to the head's end."""
 
+_COPIED_BYTES: Final = 65_536
+"""Bodies up to here are copied behind their heads, into one write; of megabytes that takes milliseconds."""
 
 _VERSIONS: Final = ("1.1", "1.0")
 _NOT_HTTP: Final = "This is not an HTTP request."
@@ -191,7 +193,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not cycle.keep_alive and not closes:
                 lines += b"connection: close\r\n"
             head = self._edge.opening(answer.status_code, self.server_state.default_headers)
-            self.transport.write(b"%b%b\r\n%b" % (head, lines, answer.body))
+            if len(answer.body) <= _COPIED_BYTES:
+                self.transport.write(b"%b%b\r\n%b" % (head, lines, answer.body))
+            else:
+                self.transport.writelines((b"%b%b\r\n" % (head, lines), answer.body))
             cycle.response_complete = True
             if closes or not cycle.keep_alive:
                 self.transport.close()

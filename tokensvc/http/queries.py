@@ -78,7 +78,7 @@ def query_of(
     for name, texts in list(given.items())[:_MAX_NAMES]:
         parser = parsers.get(name)
         if parser is None:
-            errors.append(unknown_field(name, tuple(parsers), of))
+            unknown_field(name, tuple(parsers), of, errors)
         elif len(texts) > 1:
             errors.append(FieldError(name, "duplicate", f"is given {len(texts)} times"))
         elif texts[0] == "":

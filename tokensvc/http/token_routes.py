@@ -134,9 +134,11 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     service = service_of(request)
     facts = await authorize(request, service, "tokens:mint")
     raw = await read_json_body(request, service.max_batch_body_bytes)
-    ref = request_ref(facts, "tokens/batch", raw)
-    batch = service.cut_batch(raw)
     slices = service.new_slices()
+    ref = request_ref(facts, "tokens/batch", raw)
+    if slices.spent():
+        await slices.breathe()
+    batch = service.cut_batch(raw)
     wanted = await _parse_items(batch, service, slices)
     caller = facts.caller_name
     is_new = ref is None or not await service.desk.has_answered(ref)
@@ -275,8 +277,12 @@ async def _encode_outcomes(
         metrics.token_issued(issuer, region, count)
     facts.issued = told
     done = issued.total()
-    # What is encoded already is only copied here.
-    return _encode(BatchAnswer(encoded, issued=done, failed=len(encoded) - done))
+    # What is encoded already is only copied here; of 8 MB, that alone is more than a slice.
+    await slices.breathe()
+    answer = _encode(BatchAnswer(encoded, issued=done, failed=len(encoded) - done))
+    if slices.spent():
+        await slices.breathe()
+    return answer
 
 
 def _stage_of(item: BatchItem) -> str | None:

@@ -25,7 +25,16 @@ from tokensvc.issuing.connection import ConnectionSigner, ConnectionToken
 from tokensvc.issuing.issued import Draft, IssuedToken
 from tokensvc.issuing.issuer import Recorder, TokenIssuer
 from tokensvc.issuing.living import IssuedTokens, PendingDisconnects, why_not_again
-from tokensvc.issuing.repeats import HasRow, Kept, KeptProblem, KeptToken, keep, kept
+from tokensvc.issuing.repeats import (
+    HasRow,
+    Kept,
+    KeptProblem,
+    KeptToken,
+    keep,
+    keep_batch,
+    kept,
+    kept_batch,
+)
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger.idempotency import Claim, IdempotencyRef
 from tokensvc.ledger.lookups import IssuedRecord
@@ -96,7 +105,7 @@ class TokenDesk:
 
         Where it would not, say so to `mint` and `mint_batch` (`is_new`): they then do not look again.
         """
-        return await self._known(ref) is not None
+        return await self._stored(ref) is not None
 
     async def mint(
         self,
@@ -132,15 +141,18 @@ class TokenDesk:
 
         Raises LedgerBusyError, and StoreUnavailableError: then no item is answered.
         """
-        known = None if ref is None or is_new else await self._known(ref)
-        if known is None:
+        stored = None if ref is None or is_new else await self._stored(ref)
+        if stored is None:
             drafts = await draft_batch(self._issuer, items, slices, caller_id)
-            claim = None if ref is None else self._claim(ref, drafts)
+            claim = None
+            if ref is not None:
+                claim = self._claim_of(ref, await keep_batch(drafts, slices))
             made = [draft for draft in drafts if isinstance(draft, Draft)]
             late = await self._issuer.record(made, claim) if made or claim else None
             if late is None:
                 return await hand_out_batch(self._issuer, items, drafts, slices)
-            known = kept(late)
+            stored = late
+        known = await kept_batch(stored, slices)
         return [
             await self._repeat_item(item, one, slices, caller_id)
             for item, one in zip(items, known, strict=True)
@@ -226,12 +238,18 @@ class TokenDesk:
         self._connections.admit(request, draft.token.token_id)
         return draft.token
 
+    async def _stored(self, ref: IdempotencyRef) -> str | None:
+        return await self._answers.find(ref, self._clock())
+
     async def _known(self, ref: IdempotencyRef) -> list[Kept] | None:
-        stored = await self._answers.find(ref, self._clock())
+        stored = await self._stored(ref)
         return None if stored is None else kept(stored)
 
-    def _claim(self, ref: IdempotencyRef, outcomes: Sequence[HasRow | TokenServiceError]) -> Claim:
-        return Claim(ref, keep(outcomes), self._clock() + self._window)
+    def _claim(self, ref: IdempotencyRef, outcomes: Sequence[HasRow]) -> Claim:
+        return self._claim_of(ref, keep(outcomes))
+
+    def _claim_of(self, ref: IdempotencyRef, result: str) -> Claim:
+        return Claim(ref, result, self._clock() + self._window)
 
     async def _repeat_item(
         self, item: BatchItem, one: Kept, slices: LoopSlices, caller_id: str | None

@@ -10,16 +10,17 @@ repetition of a batch issues nothing that its first answer did not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from tokensvc.errors import BannedError, FieldError, TokenServiceError
 from tokensvc.issuing.issued import Identity
+from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger.row import LedgerRow
 
-__all__ = ["HasRow", "Kept", "KeptProblem", "KeptToken", "keep", "kept"]
+__all__ = ["HasRow", "Kept", "KeptProblem", "KeptToken", "keep", "keep_batch", "kept", "kept_batch"]
 
 
 class KeptToken(msgspec.Struct, frozen=True, tag="t", array_like=True):
@@ -55,6 +56,8 @@ class KeptProblem(msgspec.Struct, frozen=True, tag="p", array_like=True):
 
 Kept: TypeAlias = KeptToken | KeptProblem
 
+_decode: Final[Callable[[msgspec.Raw], Kept]] = msgspec.json.Decoder(Kept).decode
+
 
 class HasRow(Protocol):
     """A draft of either kind of token."""
@@ -70,12 +73,52 @@ def keep(outcomes: Sequence[HasRow | TokenServiceError]) -> str:
     return msgspec.json.encode([_keep(outcome) for outcome in outcomes]).decode()
 
 
+async def keep_batch(outcomes: Sequence[HasRow | TokenServiceError], slices: LoopSlices) -> str:
+    """Return what `keep` does, for a batch: its problems may come to megabytes."""
+    parts: list[msgspec.Raw] = []
+    for outcome in outcomes:
+        if slices.spent():
+            await slices.breathe()
+        parts.append(msgspec.Raw(msgspec.json.encode(_keep(outcome))))
+    # Only copies, but of megabytes.
+    await slices.breathe()
+    whole = msgspec.json.encode(parts).decode()
+    if slices.spent():
+        await slices.breathe()
+    return whole
+
+
 def kept(stored: str) -> list[Kept]:
     """Return what `keep` stored; raises TokenServiceError where it makes no sense."""
+    return [_kept(part) for part in _parts(stored)]
+
+
+async def kept_batch(stored: str, slices: LoopSlices) -> list[Kept]:
+    """Return what `keep_batch` stored; raises TokenServiceError where it makes no sense."""
+    found: list[Kept] = []
+    for part in _parts(stored):
+        if slices.spent():
+            await slices.breathe()
+        found.append(_kept(part))
+    return found
+
+
+def _parts(stored: str) -> list[msgspec.Raw]:
     try:
-        return msgspec.json.decode(stored, type=list[Kept])
+        return msgspec.json.decode(stored, type=list[msgspec.Raw])
     except msgspec.DecodeError as fault:
-        raise TokenServiceError("The stored answer is damaged.") from fault
+        raise _damaged() from fault
+
+
+def _kept(part: msgspec.Raw) -> Kept:
+    try:
+        return _decode(part)
+    except msgspec.DecodeError as fault:
+        raise _damaged() from fault
+
+
+def _damaged() -> TokenServiceError:
+    return TokenServiceError("The stored answer is damaged.")
 
 
 def _keep(outcome: HasRow | TokenServiceError) -> Kept:

@@ -53,6 +53,7 @@ __all__ = [
 FieldParser: TypeAlias = Callable[[object, list[FieldError]], Any]
 
 _MAX_REPORTED = 20
+_ONE_MORE = FieldError("", "unknown_field", "is not a field")
 _ROLE = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ROLE_CHARS}}}", re.ASCII)
 MAX_SHOWN_CHARS = 64
 """Of a name that a caller made up, as much is repeated."""
@@ -157,6 +158,8 @@ def parse_attributes(value: object, errors: list[FieldError]) -> Mapping[str, st
     found = len(errors)
     size = 0
     for name, text in value.items():
+        if len(errors) - found >= _MAX_REPORTED:
+            break
         name_bytes = _utf8_length(name)
         if name_bytes is None:
             errors.append(_lone_surrogate("attributes"))
@@ -169,8 +172,6 @@ def parse_attributes(value: object, errors: list[FieldError]) -> Mapping[str, st
             errors.append(_lone_surrogate(_attribute(name)))
             continue
         size += name_bytes + text_bytes
-        if len(errors) - found >= _MAX_REPORTED:
-            break
     if size > MAX_ATTRIBUTES_BYTES:
         errors.append(
             FieldError(
@@ -286,7 +287,7 @@ def parse_object(
     for name, value in body.items():
         parser = parsers.get(name)
         if parser is None:
-            errors.append(unknown_field(name, tuple(parsers), of))
+            unknown_field(name, tuple(parsers), of, errors)
         elif value is not None:
             parsed = parser(value, errors)
             if parsed is not None:
@@ -344,12 +345,21 @@ def region_not_served(field: str, region: str, regions: Collection[str]) -> Fiel
     )
 
 
-def unknown_field(name: str, known: Collection[str], of: str) -> FieldError:
-    """Return the fault of a field that `of` does not have, with the closest one that it has."""
+def unknown_field(name: str, known: Collection[str], of: str, errors: list[FieldError]) -> None:
+    """Add the fault of a field that `of` does not have, with the closest one that it has.
+
+    Where so many faults are known that this one will not be told, it is only counted: a request has
+    room for thousands of names, and comparing all of them would hold the event loop for long.
+    """
+    if len(errors) >= _MAX_REPORTED:
+        errors.append(_ONE_MORE)
+        return
     shown = _shown_text(name)
     close = get_close_matches(shown, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return FieldError(shown, "unknown_field", f"is not a field of {of}{hint}", ", ".join(known))
+    errors.append(
+        FieldError(shown, "unknown_field", f"is not a field of {of}{hint}", ", ".join(known))
+    )
 
 
 def _shown_text(text: str) -> str:

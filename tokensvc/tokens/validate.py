@@ -175,7 +175,7 @@ def _parse_fields(
     for name, value in fields.items():
         parser = _PARSERS.get(name)
         if parser is None:
-            errors.append(unknown_field(name, TOKEN_REQUEST_FIELDS, "a token request"))
+            unknown_field(name, TOKEN_REQUEST_FIELDS, "a token request", errors)
         elif value is not None:
             parsed = parser(value, errors)
             if parsed is not None:
