@@ -200,7 +200,7 @@ def batch(*tokens: object, **defaults: object) -> bytes:
 
 
 BATCHES: dict[str, tuple[bytes, dict[str, bytes], int, int]] = {
-    "many": (batch(*({"userId": f"u{n}"} for n in range(50))), {}, 200, 50),
+    "many": (batch(*({"userId": f"u{n}"} for n in range(100))), {}, 200, 100),
     "of every kind": (
         batch(
             {"userId": "Jos\u00e9", "attributes": {"name": "\u65e5\u672c"}},
