@@ -77,6 +77,11 @@ bench-commits: $(VENV)/.dev ## measure what a commit of the ledger costs on SQLi
 scaling: $(VENV)/.dev ## do the arithmetic of docs/scaling.md again; JSON=.bench/bench.json takes measured inputs from there
 	$(BIN)/python -m tests.bench.scaling $(if $(JSON),--json $(JSON))
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## let atheris look for a token that inspection fails on, for SECONDS (default 300)
+	@mkdir -p .fuzz
+	$(BIN)/python -m tests.fuzz.atheris_run .fuzz -max_total_time=$(or $(SECONDS),300) -artifact_prefix=.fuzz/
+
 .PHONY: chaos
 chaos: $(VENV)/.dev ## three replicas under load while all around them fails, for MINUTES (default 10); SEED=n repeats
 	@.ci/ensure-postgres
@@ -96,5 +101,5 @@ lock: $(VENV)/.dev ## renew requirements.lock and requirements-dev.lock (needs u
 
 .PHONY: clean
 clean: ## remove what make has installed and built; keys/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis tests/e2e/browser/node_modules
+	rm -rf $(VENV) .fuzz .mypy_cache .ruff_cache .hypothesis tests/e2e/browser/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -174,6 +174,7 @@ def test_fourteen_days_to_the_second_are_fine(key, inspect):
         ({"user_id": "ana"}, "forbidden_claim"),
         ({"exp": NOW + 2_419_201}, "ttl_too_long"),
         ({"account_id": 123}, "type"),
+        ({"account_id": "210987654321"}, "account_mismatch"),
         ({"region": "us-east-1"}, "region_mismatch"),
         ({"region": 1}, "type"),
     ],
@@ -282,6 +283,30 @@ def test_a_token_that_ivs_issued_is_opaque(inspect):
     assert (inspection.kind, inspection.signature) == ("ivs-issued", "not_checked")
     assert not inspection.refusals
     assert codes(inspect(f"{header}.{payload}.{segment(bytes(103))}", NOW + 60)) == {"expired"}
+
+
+@pytest.mark.parametrize("exp", [b"-1", b"-" + b"9" * 400, b"-" + b"9" * 4300])
+def test_a_token_that_ivs_issued_may_hold_any_number(inspect, exp):
+    header = segment(b'{"alg":"KMS","typ":"JWT"}')
+    payload = segment(b'{"exp":' + exp + b"}")
+    inspection = inspect(f"{header}.{payload}.AAAA", NOW + 0.5)
+    assert codes(inspection) == {"expired"}
+    assert max(len(finding.detail) for finding in inspection.findings) < 100
+
+
+def test_what_is_said_is_short_whatever_the_token_says(key, inspect):
+    name = "n" * 5_000
+    for token in (
+        key.mint(CONNECTION | {"region": name, "account_id": name}),
+        key.mint(CLAIMS | {"resource": name, name: 1, "attributes": {name: 1}}),
+        segment(
+            json.dumps({name: 1})[:-1].encode() + json.dumps({name: 2}).replace("{", ",").encode()
+        )
+        + ".e30.",
+    ):
+        for finding in inspect(token).findings:
+            assert len(finding.where) < 100
+            assert len(finding.detail) < 200
 
 
 def test_the_kid_can_be_read_to_look_its_key_up(key):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-__all__ = ["json_option", "moment", "print_json", "print_table"]
+__all__ = ["json_option", "moment", "print_json", "print_table", "printable"]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -24,6 +24,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (header, *rows):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         click.echo(line.rstrip())
+
+
+def printable(text: str) -> str:
+    """Return `text`, which comes from somebody else, escaped so that it cannot drive the terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def moment(seconds: float | None) -> str:

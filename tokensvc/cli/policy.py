@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tokensvc.cli.output import json_option, print_json
+from tokensvc.cli.output import json_option, print_json, printable
 
 if TYPE_CHECKING:
     from tokensvc.policy import Decision, Finding, Policy
@@ -157,7 +157,7 @@ def _tell_file(loaded: Policy, as_json: bool) -> int:
     elif loaded.is_open:
         click.echo("no policy file (TOKENSVC_POLICY_FILE): scopes alone decide")
     else:
-        click.echo(f"sound; callers: {', '.join(map(_safe, loaded.callers)) or 'none'}")
+        click.echo(f"sound; callers: {', '.join(map(printable, loaded.callers)) or 'none'}")
     return 0
 
 
@@ -200,11 +200,11 @@ def _as_object(
 
 def _print(caller: str, decision: Decision, findings: list[Finding]) -> None:
     verdict = "may have this token" if decision.allowed else "is denied this token"
-    click.echo(f"{_safe(caller)} {verdict}: {_safe(str(decision.rule))}")
+    click.echo(f"{printable(caller)} {verdict}: {printable(str(decision.rule))}")
     for one in findings:
         said = "ok    " if one.allowed else "DENIED"
         field = f"{one.field}: " if one.field else ""
-        click.echo(_safe(f"  {said} {field}{one.detail} [{one.rule}]"))
+        click.echo(printable(f"  {said} {field}{one.detail} [{one.rule}]"))
     request = decision.request
     if request is not None:
         click.echo(
@@ -212,9 +212,4 @@ def _print(caller: str, decision: Decision, findings: list[Finding]) -> None:
             f" issuer {request.issuer}"
         )
         for name, text in request.attributes.items():
-            click.echo(f"  {_safe(name)} = {_safe(text)}")
-
-
-def _safe(text: str) -> str:
-    # What comes from a request or a file must not drive the terminal.
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+            click.echo(f"  {printable(name)} = {printable(text)}")

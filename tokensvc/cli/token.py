@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tokensvc.cli.auditing import audited
-from tokensvc.cli.output import json_option, print_json
+from tokensvc.cli.output import json_option, print_json, printable
 
 if TYPE_CHECKING:
     from tokensvc.issuing.issued import IssuedToken
@@ -193,16 +194,9 @@ def _print_inspection(inspection: Inspection) -> None:
     click.echo(f"{inspection.kind} token: {verdict}; signature {inspection.signature}")
     for finding in inspection.findings:
         where = f"{finding.where}: " if finding.where else ""
-        click.echo(f"  {finding.severity} [{finding.code}] {where}{finding.detail}")
+        click.echo(printable(f"  {finding.severity} [{finding.code}] {where}{finding.detail}"))
     for name, part in (("header", inspection.header), ("claims", inspection.claims)):
         if part is not None:
             click.echo(f"{name}:")
             for field, value in part.items():
-                click.echo(f"  {field}: {_safe(value)}")
-
-
-def _safe(value: object) -> str:
-    import json
-
-    # A token is somebody else's text: escaped, it cannot drive the terminal.
-    return json.dumps(value, ensure_ascii=True)
+                click.echo(printable(f"  {field}: {json.dumps(value)}"))

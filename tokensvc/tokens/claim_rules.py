@@ -84,11 +84,15 @@ def check_connection_claims(
     account, region = claims.get("account_id"), claims.get("region")
     if "account_id" in claims and not (isinstance(account, str) and account.isdecimal()):
         findings.refuse("type", "account_id", "must be a string of digits")
+    elif kid is not None and "account_id" in claims and account != kid.account:
+        findings.refuse(
+            "account_mismatch", "account_id", f"is not {kid.account}, which has the signing key"
+        )
     if "region" in claims and not isinstance(region, str):
         findings.refuse("type", "region", "must be a string")
     elif kid is not None and isinstance(region, str) and region != kid.region:
         findings.refuse(
-            "region_mismatch", "region", f"is {region}, but the signing key lives in {kid.region}"
+            "region_mismatch", "region", f"is not {kid.region}, where the signing key lives"
         )
     if "events_url" in claims and claims["events_url"] != _CONNECTION_EVENTS_URL:
         findings.warn("events_url", "events_url", f"IVS wants {_CONNECTION_EVENTS_URL}")

@@ -94,7 +94,7 @@ def _read_object(segment: str, where: str, findings: Findings) -> Mapping[str, o
         findings.refuse("json", where, f"the {where} is not JSON")
         return None
     if duplicates:
-        findings.warn("duplicate_name", where, f"the {where} names {duplicates[0]!r} twice")
+        findings.warn("duplicate_name", where, f"the {where} names {duplicates[0][:64]!r} twice")
     if not isinstance(value, dict):
         findings.refuse("json", where, f"the {where} is not a JSON object")
         return None
