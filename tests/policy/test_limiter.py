@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tokensvc.errors import RateLimitedError
 from tokensvc.policy import Limiter, Quota, rate_limit_headers
+from tokensvc.policy.limiter import quotas_of
 from tokensvc.policy.rules import TokenLimits
 
 NONE = TokenLimits()
@@ -149,8 +150,20 @@ def test_what_is_remembered_is_bounded(clock: Clock) -> None:
     limits = TokenLimits(per_second=1, burst=1, per_user_minute=1)
     for number in range(100):
         sut.take(f"caller-{number}", f"user-{number}", limits, NONE)
-    assert len(sut._callers) == len(sut._users) == 10
+    assert 0 < len(sut._callers) <= 10
+    assert 0 < len(sut._users) <= 10
     assert taken(sut, 1, "caller-99", "user-99", limits) == 0
+    # Who was not seen for longest is as new.
+    assert taken(sut, 1, "caller-0", "user-0", limits) == 1
+
+
+def test_who_keeps_coming_is_not_forgotten(clock: Clock) -> None:
+    sut = Limiter(clock, max_callers=10, max_users=10)
+    limits = TokenLimits(per_second=1, burst=1, per_user_minute=1)
+    sut.take("a", "u", limits, NONE)
+    for number in range(100):
+        assert taken(sut, 1, "a", "u", limits) == 0
+        sut.take(f"caller-{number}", f"user-{number}", limits, NONE)
 
 
 def test_headers_list_every_limit() -> None:
@@ -179,3 +192,48 @@ def test_never_more_than_the_burst_and_the_rate(
         clock.now += pause
         got += taken(sut, 3, limits=limits)
         assert got <= burst + rate * (clock.now - began) + 1e-6
+
+
+@given(
+    st.integers(1, 600),
+    st.lists(st.floats(0, 30), min_size=1, max_size=40),
+)
+@settings(max_examples=100)
+def test_a_user_never_has_more_than_its_minute_and_learns_truly_when(
+    per_minute: int, pauses: list[float]
+) -> None:
+    clock = Clock()
+    sut = Limiter(clock)
+    limits = TokenLimits(per_user_minute=per_minute)
+    began = clock.now
+    got = 0
+    for pause in pauses:
+        clock.now += pause
+        for _ in range(per_minute // 10 + 2):
+            try:
+                quotas = sut.take("a", "u", limits, NONE)
+            except RateLimitedError as refusal:
+                assert refusal.retry_after is not None
+                clock.now += refusal.retry_after + 1e-5
+                sut.take("a", "u", limits, NONE)
+                got += 1
+            else:
+                got += 1
+                assert 0 <= quotas[0].remaining < per_minute
+        assert got <= per_minute + (clock.now - began) * per_minute / 60 + 1e-4
+
+
+@given(st.integers(0, 3), st.booleans(), st.integers(1, 30), st.floats(0, 10))
+def test_headers_are_those_of_the_quotas(
+    kinds: int, with_user: bool, times: int, pause: float
+) -> None:
+    clock = Clock()
+    sut = Limiter(clock)
+    limits = TokenLimits(
+        per_second=50 if kinds % 2 else None, burst=50, per_user_minute=40 if kinds >= 2 else None
+    )
+    overall = TokenLimits(per_second=7.5, burst=60) if times % 2 else NONE
+    for _ in range(times):
+        counted = sut.count("a", "u" if with_user else None, limits, overall)
+        assert counted.headers == rate_limit_headers(quotas_of(counted))
+        clock.now += pause / times

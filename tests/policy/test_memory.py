@@ -80,5 +80,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
     for number in range(100):
         assert sut.decide("plain", wanted(f"lobby-{number}")).allowed
         assert not sut.needs_tags("plain", stage(f"lobby-{number}"))
-    assert 0 < len(sut._memory._grants) <= 10
-    assert 0 < len(sut._memory._tagged) <= 10
+    known = sut.known("plain")
+    assert known is not None
+    assert 0 < len(known._grants) <= 10
+    assert 0 < len(known._tagged) <= 10

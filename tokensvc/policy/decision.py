@@ -151,18 +151,17 @@ def match_stage(
     return Refusal("stageArn", "stage_not_allowed", detail, rule, choice)
 
 
-def grant_again(caller: CallerRule, wanted: WantedToken, grant: Grant) -> Decision | None:
-    """Decide on a request that asks for what `grant` was given for.
+def grant_again(caller: CallerRule, wanted: WantedToken, grant: Grant) -> TokenRequest | None:
+    """Return what a request gets that asks for what `grant` was given for.
 
     None where its attributes are not plainly allowed; then `check` decides, and says why not.
     """
     attributes = _allowed_attributes(caller, grant.role, wanted.attributes)
     if attributes is None:
         return None
-    request = TokenRequest(
+    return TokenRequest(
         wanted.stage, wanted.user_id, grant.duration, grant.capabilities, attributes, grant.issuer
     )
-    return Decision(grant.rule, request)
 
 
 def _allowed_attributes(

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from tokensvc.errors import RateLimitedError, TokenServiceError
-from tokensvc.policy.limiter import Counted, Limiter, quotas_of, rate_limit_headers
+from tokensvc.errors import PolicyDeniedError, RateLimitedError, TokenServiceError
+from tokensvc.policy.limiter import Counted, Limiter
 from tokensvc.policy.policy import Policy
 from tokensvc.policy.rules import TokenLimits
 from tokensvc.tokens.arn import StageArn
@@ -104,12 +104,18 @@ class PolicyGate:
         policy = self._policy()
         if policy.is_open:
             return Admitted(policy.decide(caller, wanted).require(), _NO_HEADERS)
-        count = self._count(policy, caller, wanted.user_id) if counted else None
+        known = policy.known(caller)
+        count = None
+        if counted:
+            limits = _UNLIMITED if known is None else known.limits
+            count = self._limiter.count(caller, wanted.user_id, limits, policy.limits)
         stage = wanted.stage
-        needs_tags = policy.needs_tags(caller, stage)
-        tags = await self._stage_tags.tags(stage) if needs_tags else None
-        request = policy.decide(caller, wanted, tags).require()
-        return Admitted(request, rate_limit_headers(quotas_of(count)) if count else _NO_HEADERS)
+        if known is not None and not known.needs_tags(stage):
+            request = known.allow(wanted)
+        else:
+            tags = None if known is None else await self._stage_tags.tags(stage)
+            request = policy.decide(caller, wanted, tags).require()
+        return Admitted(request, _NO_HEADERS if count is None else count.headers)
 
     async def admit_batch(
         self,
@@ -126,8 +132,10 @@ class PolicyGate:
         policy = self._policy()
         # Where scopes alone decide there is no limit either.
         counts = counted and not policy.is_open
-        limits, overall = policy.limits_of(caller), policy.limits
-        last: Counted = []
+        known = policy.known(caller)
+        limits = _UNLIMITED if known is None else known.limits
+        overall = policy.limits
+        last: Counted | None = None
         refusal: RateLimitedError | None = None
         answers: list[TokenRequest | TokenServiceError | None] = []
         unknown: dict[StageArn, None] = {}
@@ -144,12 +152,20 @@ class PolicyGate:
                     refusal = error
                     answers.append(error)
                     continue
-            if policy.needs_tags(caller, item.stage):
+            if known is None:
+                answers.append(_decide(policy, caller, item, None))
+            elif known.needs_tags(item.stage):
                 unknown[item.stage] = None
                 answers.append(None)
             else:
-                answers.append(_decide(policy, caller, item, None))
-        headers = rate_limit_headers(quotas_of(last)) if refusal is None else refusal.headers
+                try:
+                    answers.append(known.allow(item))
+                except PolicyDeniedError as denied:
+                    answers.append(denied)
+        if refusal is not None:
+            headers: Mapping[str, str] = refusal.headers
+        else:
+            headers = _NO_HEADERS if last is None else last.headers
         if unknown:
             tags = await self._look_up(unknown)
             for index, item in enumerate(items):
@@ -181,10 +197,10 @@ class PolicyGate:
     ) -> AdmittedConnection:
         """Return the connection token to issue for `caller`; counted and raising as `admit`."""
         policy = self._policy()
-        quotas = quotas_of(self._count(policy, caller, wanted.user_id)) if counted else ()
+        count = self._count(policy, caller, wanted.user_id) if counted else None
         tags = None if wanted.stage is None else await self._tags(policy, caller, wanted.stage)
         request = policy.admit_connection(caller, wanted, tags, max_duration)
-        return AdmittedConnection(request, rate_limit_headers(quotas))
+        return AdmittedConnection(request, _NO_HEADERS if count is None else count.headers)
 
     def require_connections(self, caller: str) -> None:
         """Refuse a caller that has nothing to do with connection tokens; raises PolicyDeniedError."""

@@ -12,21 +12,22 @@ users that were not seen for longest are forgotten when there are too many, and 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from typing import Final, Generic, Self, TypeAlias, TypeVar
+from typing import Final, Self
 
 import msgspec
 
 from tokensvc.errors import FieldError, RateLimitedError
+from tokensvc.policy.recent import Recent
 from tokensvc.policy.rules import TokenLimits
 
 __all__ = ["Counted", "Limiter", "Quota", "quotas_of", "rate_limit_headers"]
 
 _MINUTE: Final = 60.0
+_NEARLY_NOTHING: Final = 1e-6
+"""Of a token, or a second: what is lost where times are added up, and nobody is told of."""
 
-K = TypeVar("K")
+_ONE: Final = 1 - _NEARLY_NOTHING
 
 
 class Quota(msgspec.Struct, frozen=True, gc=False):
@@ -53,7 +54,6 @@ def rate_limit_headers(quotas: Iterable[Quota]) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=1024)
 def _limit_text(name: str, limit: int, window: int) -> str:
     return f'"{name}";q={limit};w={window}'
 
@@ -72,16 +72,8 @@ class _Limit(msgspec.Struct, frozen=True, gc=False):
         return cls(name, rate, burst, int(burst), math.ceil(burst / rate))
 
     def quota(self, tokens: float) -> Quota:
-        reset = math.ceil((self.burst - tokens) / self.rate)
-        return Quota(self.name, self.whole, self.window, int(tokens), reset)
-
-
-class _Limits(msgspec.Struct, frozen=True, gc=False):
-    """The limits that hold for one caller; None: there is none."""
-
-    all: _Limit | None
-    caller: _Limit | None
-    user: _Limit | None
+        reset = math.ceil((self.burst - tokens) / self.rate - _NEARLY_NOTHING)
+        return Quota(self.name, self.whole, self.window, int(tokens + _NEARLY_NOTHING), reset)
 
 
 class _Bucket(msgspec.Struct, gc=False):
@@ -91,17 +83,53 @@ class _Bucket(msgspec.Struct, gc=False):
     at: float = -math.inf
 
 
-Counted: TypeAlias = list[tuple[_Limit, _Bucket]]
-"""What a token was counted in."""
+class _CallerLimits(msgspec.Struct, frozen=True):
+    """What a caller is counted in, put together once for the limits that hold now."""
+
+    limits: TokenLimits
+    overall: TokenLimits
+    shared: tuple[tuple[_Limit, _Bucket], ...]
+    """Limits of all callers, and of this one."""
+    user: _Limit | None
+    own_bucket: _Bucket
+    told: str
+    """`RateLimit-Policy` of a token that is counted in `shared` alone, and then in all of them."""
+    told_with_user: str
+
+
+class Counted(msgspec.Struct, frozen=True, gc=False):
+    """What a token was counted in, with what was left of the user's limit when it was."""
+
+    of: _CallerLimits
+    user_tokens: float | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What `rate_limit_headers` tells of `quotas_of` these, at a third of the cost."""
+        of, user_tokens = self.of, self.user_tokens
+        left = [_left(limit, bucket.tokens) for limit, bucket in of.shared]
+        if of.user is None or user_tokens is None:
+            told = of.told
+        else:
+            told = of.told_with_user
+            left.append(_left(of.user, user_tokens))
+        return {"RateLimit-Policy": told, "RateLimit": ", ".join(left)} if left else {}
 
 
 def quotas_of(counted: Counted) -> tuple[Quota, ...]:
     """Return what is left of each limit, as of the last token that was counted in it."""
-    return tuple([limit.quota(bucket.tokens) for limit, bucket in counted])
+    quotas = [limit.quota(bucket.tokens) for limit, bucket in counted.of.shared]
+    if counted.of.user is not None and counted.user_tokens is not None:
+        quotas.append(counted.of.user.quota(counted.user_tokens))
+    return tuple(quotas)
 
 
 class Limiter:
-    """Counts tokens; belongs to one event loop. `clock` gives seconds, from whenever it likes."""
+    """Counts tokens; belongs to one event loop. `clock` gives seconds, from whenever it likes.
+
+    Of a user no more is kept than the moment at which its bucket is full again: there are many of
+    them, and most ask for one token.
+    """
 
     def __init__(
         self,
@@ -115,11 +143,12 @@ class Limiter:
         if not 0 < share <= 1:
             raise ValueError("a share is above 0 and at most 1")
         self._clock = clock
+        self._lost = 0.0
+        self._last = -math.inf
         self._share = share
         self._overall = _Bucket()
-        self._callers: _Buckets[str] = _Buckets(max_callers)
-        self._users: _Buckets[tuple[str, str]] = _Buckets(max_users)
-        self._limits_of = lru_cache(maxsize=4096)(self._make_limits)
+        self._callers: Recent[str, _CallerLimits] = Recent(max_callers)
+        self._users: Recent[tuple[str, str], float] = Recent(max_users)
 
     def take(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
@@ -135,72 +164,82 @@ class Limiter:
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
     ) -> Counted:
         """Do the same, and return what `quotas_of` can be told of."""
-        counted = self._buckets(caller, user_id, limits, overall)
-        if not counted:
-            return counted
-        now = self._clock()
-        wait, worst = 0.0, counted[0][0]
-        for limit, bucket in counted:
-            # A clock that was set back gives nothing, and must not keep the bucket waiting for it.
-            passed = now - bucket.at
-            tokens = bucket.tokens + passed * limit.rate if passed > 0 else bucket.tokens
-            bucket.tokens = tokens = min(tokens, limit.burst)
+        of = self._callers.get(caller)
+        if of is None or of.limits is not limits or of.overall is not overall:
+            of = self._put_together(caller, limits, overall, of)
+        now = self._now()
+        wait = 0.0
+        worst: _Limit | None = None
+        shared = of.shared
+        for limit, bucket in shared:
+            tokens = bucket.tokens + (now - bucket.at) * limit.rate
+            if tokens > limit.burst:
+                tokens = limit.burst
+            bucket.tokens = tokens
             bucket.at = now
             if tokens < 1 and (1 - tokens) / limit.rate > wait:
                 worst, wait = limit, (1 - tokens) / limit.rate
-        if wait > 0:
-            raise _limited(worst, wait, quotas_of(counted))
-        for _, bucket in counted:
+        user = of.user
+        if user is None or user_id is None:
+            if worst is not None:
+                raise _limited(worst, wait, quotas_of(Counted(of, None)))
+            for _, bucket in shared:
+                bucket.tokens -= 1
+            return Counted(of, None)
+        key = (caller, user_id)
+        full_at = self._users.get(key)
+        if full_at is None or full_at < now:
+            full_at = now
+        left = user.burst - (full_at - now) * user.rate
+        if left < _ONE and (1 - left) / user.rate > wait:
+            worst, wait = user, (1 - left) / user.rate
+        if worst is not None:
+            raise _limited(worst, wait, quotas_of(Counted(of, max(0.0, left))))
+        for _, bucket in shared:
             bucket.tokens -= 1
-        return counted
+        self._users.put(key, full_at + 1 / user.rate)
+        return Counted(of, left - 1)
 
-    def _buckets(
-        self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
-    ) -> Counted:
-        of = self._limits_of(limits, overall)
-        counted: Counted = []
-        if of.all is not None:
-            counted.append((of.all, self._overall))
-        if of.caller is not None:
-            counted.append((of.caller, self._callers.of(caller)))
-        if of.user is not None and user_id is not None:
-            counted.append((of.user, self._users.of((caller, user_id))))
-        return counted
+    def _now(self) -> float:
+        """Return the time, which never goes back: of a clock set back nobody gains or loses."""
+        now = self._clock() + self._lost
+        if now < self._last:
+            self._lost += self._last - now
+            return self._last
+        self._last = now
+        return now
 
-    def _make_limits(self, limits: TokenLimits, overall: TokenLimits) -> _Limits:
+    def _put_together(
+        self,
+        caller: str,
+        limits: TokenLimits,
+        overall: TokenLimits,
+        before: _CallerLimits | None,
+    ) -> _CallerLimits:
         share = self._share
 
         def limit(name: str, rate: float | None, burst: float) -> _Limit | None:
             return None if rate is None else _Limit.of(name, rate * share, max(1.0, burst * share))
 
+        of_all = limit("all", overall.per_second, overall.burst)
+        own = limit("caller", limits.per_second, limits.burst)
         each = limits.per_user_minute
-        return _Limits(
-            limit("all", overall.per_second, overall.burst),
-            limit("caller", limits.per_second, limits.burst),
-            None if each is None else limit("user", each / _MINUTE, each),
-        )
+        user = None if each is None else limit("user", each / _MINUTE, each)
+        own_bucket = _Bucket() if before is None else before.own_bucket
+        pairs = ((of_all, self._overall), (own, own_bucket))
+        shared = tuple((one, bucket) for one, bucket in pairs if one is not None)
+        texts = [_limit_text(one.name, one.whole, one.window) for one, _ in shared]
+        told = ", ".join(texts)
+        if user is not None:
+            texts.append(_limit_text(user.name, user.whole, user.window))
+        made = _CallerLimits(limits, overall, shared, user, own_bucket, told, ", ".join(texts))
+        self._callers.put(caller, made)
+        return made
 
 
-class _Buckets(Generic[K]):
-    """At most so many buckets; the one that was not asked for for longest is forgotten."""
-
-    def __init__(self, at_most: int) -> None:
-        self._at_most = at_most
-        self._held: OrderedDict[K, _Bucket] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def of(self, key: K) -> _Bucket:
-        held = self._held
-        bucket = held.get(key)
-        if bucket is None:
-            bucket = held[key] = _Bucket()
-            if len(held) > self._at_most:
-                held.popitem(last=False)
-        else:
-            held.move_to_end(key)
-        return bucket
+def _left(limit: _Limit, tokens: float) -> str:
+    reset = math.ceil((limit.burst - tokens) / limit.rate - _NEARLY_NOTHING)
+    return f'"{limit.name}";r={int(tokens + _NEARLY_NOTHING)};t={reset}'
 
 
 _WHOSE: Final = {

@@ -19,8 +19,9 @@ from tokensvc.policy.acts import (
 )
 from tokensvc.policy.decision import Decision, Finding, check, refused
 from tokensvc.policy.document import Fault, read_document
-from tokensvc.policy.memory import PolicyMemory
+from tokensvc.policy.memory import CallerMemory
 from tokensvc.policy.reading import ANYBODY, PolicyRules, read_rules
+from tokensvc.policy.recent import Recent
 from tokensvc.policy.rules import CallerRule, Rule, TokenLimits
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import WantedToken
@@ -33,18 +34,24 @@ __all__ = ["Policy"]
 _NO_FILE: Final = Rule("no policy file (TOKENSVC_POLICY_FILE)", 0)
 _NO_LIMITS: Final = TokenLimits()
 _MAX_TOLD: Final = 200
+_MOST_KNOWN: Final = 1024
+"""Callers of whom something is remembered; those without a rule of their own count, too."""
 
 
 class Policy:
     """Decides what a caller gets; `max_duration` (minutes) is the service's bound."""
 
-    __slots__ = ("_max_duration", "_memory", "_rules")
+    __slots__ = ("_known", "_max_duration", "_rules", "is_open", "limits")
 
     def __init__(self, rules: PolicyRules | None, max_duration: int) -> None:
         """Use `open` or `parse`; without rules, the policy is open."""
         self._rules = rules
         self._max_duration = max_duration
-        self._memory = PolicyMemory(max_duration)
+        self._known: Recent[str, CallerMemory] = Recent(_MOST_KNOWN)
+        self.is_open: Final = rules is None
+        """Whether scopes alone decide."""
+        self.limits: Final = _NO_LIMITS if rules is None else rules.limits
+        """The limits of all callers together."""
 
     @classmethod
     def open(cls, max_duration: int = MAX_DURATION_MINUTES) -> Self:
@@ -70,31 +77,30 @@ class Policy:
         return cls(rules, max_duration)
 
     @property
-    def is_open(self) -> bool:
-        """Whether scopes alone decide."""
-        return self._rules is None
-
-    @property
     def callers(self) -> tuple[str, ...]:
         """The callers that the file names."""
         return () if self._rules is None else tuple(self._rules.callers)
 
-    @property
-    def limits(self) -> TokenLimits:
-        """The limits of all callers together."""
-        return _NO_LIMITS if self._rules is None else self._rules.limits
-
     def limits_of(self, caller: str) -> TokenLimits:
         """Return a caller's own limits."""
-        rule = self._rule_of(caller)
-        return _NO_LIMITS if rule is None else rule.limits
+        known = self.known(caller)
+        return _NO_LIMITS if known is None else known.limits
 
     def needs_tags(self, caller: str, stage: StageArn) -> bool:
         """Tell whether `decide` needs the stage's tags: no rule allows it by its ARN alone."""
-        rule = self._rule_of(caller)
-        if rule is None:
-            return False
-        return self._memory.needs_tags(caller, rule, stage)
+        known = self.known(caller)
+        return known is not None and known.needs_tags(stage)
+
+    def known(self, caller: str) -> CallerMemory | None:
+        """Return what is known of a caller; None where no rule is for it, or the policy is open."""
+        known = self._known.get(caller)
+        if known is None:
+            rule = self._rule_of(caller)
+            if rule is None:
+                return None
+            known = CallerMemory(rule, self._max_duration)
+            self._known.put(caller, known)
+        return known
 
     def decide(
         self,
@@ -111,12 +117,12 @@ class Policy:
         """
         if self._rules is None:
             return self._decide_openly(wanted)
-        rule = self._rule_of(caller)
-        if rule is None:
+        known = self.known(caller)
+        if known is None:
             return _not_named(caller)
         if findings is None and tags is None:
-            return self._memory.decide(caller, rule, wanted)
-        return check(rule, wanted, tags, self._max_duration, findings)
+            return known.decide(wanted)
+        return check(known.rule, wanted, tags, self._max_duration, findings)
 
     def require_stage(
         self, caller: str, stage: StageArn, tags: Mapping[str, str] | None = None
