@@ -27,7 +27,7 @@ from tokensvc.errors import (
     TokenServiceError,
 )
 from tokensvc.http.bodies import batch_decoder, decode_json
-from tokensvc.http.facts import RequestFacts
+from tokensvc.http.facts import read_facts
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.problems import encode_problem
 from tokensvc.http.queries import MAX_LIMIT, PAGE, parse_flag, query_of, stage_arn_text
@@ -234,7 +234,7 @@ def _scope(**fields: Any) -> Any:
     )
 )
 def test_headers_are_taken_or_refused(headers: list[tuple[bytes, bytes]]):
-    facts = RequestFacts(headers, 0.0)
+    facts = read_facts(headers, 0.0)
     assert facts.request_id.isascii()
     assert 1 <= len(facts.request_id) <= 64
     assert not set(facts.request_id) & set("\r\n \"'<>")

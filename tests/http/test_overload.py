@@ -12,7 +12,7 @@ from tests.http.held import Held
 from tests.http.support import Service, problem_in, running, stage_arn
 from tokensvc import errors
 from tokensvc.errors import TokenServiceError
-from tokensvc.http.facts import RequestFacts, keep_facts
+from tokensvc.http.facts import keep_facts, read_facts
 from tokensvc.http.problems import problem_answer
 from tokensvc.ledger import LedgerWriter
 from tokensvc.ledger.writer import SHED_AFTER_SECONDS
@@ -93,7 +93,7 @@ def test_every_429_and_503_says_when_to_come_again(kind: type[TokenServiceError]
 
 def retry_after(error: TokenServiceError) -> str | None:
     scope: Any = {"type": "http", "method": "POST", "path": "/v1/tokens"}
-    keep_facts(scope, RequestFacts([], 0.0))
+    keep_facts(scope, read_facts([], 0.0))
     request: Any = httpx.Request("POST", "http://x/")
     request.scope = scope
     fields = dict(problem_answer(request, error).fields)

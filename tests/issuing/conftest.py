@@ -39,6 +39,7 @@ class World:
     unknown_stages: set[str] = field(default_factory=set)
     broken_stages: set[str] = field(default_factory=set)
     ivs_fails: bool = False
+    fresh: dict[str, StageEndpoints] = field(default_factory=dict)
     lookups: Counter[str] = field(default_factory=Counter)
     ivs_calls: list[TokenRequest] = field(default_factory=list)
     during_lookup: Callable[[], None] = lambda: None
@@ -91,6 +92,9 @@ class World:
         if region not in self.keys:
             raise NoSigningKeyError(f"no key in {region}")
         return self.keys[region]
+
+    def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
+        return self.fresh.get(stage.id)
 
     async def get(self, stage: StageArn) -> StageEndpoints:
         self.lookups[stage.id] += 1

@@ -20,7 +20,7 @@ from tokensvc.errors import (
     StageNotFoundError,
 )
 from tokensvc.issuing.issuer import TokenIssuer
-from tokensvc.tokens.claims import TokenRequest
+from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
 Ask = Callable[..., TokenRequest]
 
@@ -54,6 +54,15 @@ async def test_exp_is_exact_and_never_more_than_14_days_after_iat(
     assert int(now) - 5 <= claims["iat"] <= int(now)
     assert claims["exp"] - claims["iat"] <= 14 * 24 * 3600
     assert type(claims["exp"]) is type(claims["iat"]) is int
+
+
+async def test_fresh_endpoints_are_not_waited_for(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    world.fresh["stage1"] = StageEndpoints("wss://fresh", "https://fresh")
+    claims = world.verify((await issuer.issue(ask(), "backend")).token)
+    assert claims["events_url"] == "wss://fresh"
+    assert not world.lookups
 
 
 async def test_auto_without_a_key_falls_back_and_says_so(

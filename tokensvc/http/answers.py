@@ -17,9 +17,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 @lru_cache(maxsize=64)
-def _name(text: str) -> bytes:
+def _name(text: str) -> str:
     """Return the name of a header as it goes out; all of them are ours."""
-    return text.lower().encode("latin-1")
+    return text.lower()
 
 
 class Answer(ASGIResponse):
@@ -58,7 +58,8 @@ class Answer(ASGIResponse):
         line = b"content-type: %b\r\ncontent-length: %d\r\n" % (self.media, len(self.body))
         if not self.fields:
             return line
-        return line + b"".join([b"%b: %b\r\n" % pair for pair in self._encoded_fields()])
+        fields = [f"{_name(name)}: {value}\r\n" for name, value in self.fields]
+        return line + "".join(fields).encode("latin-1")
 
     def closes_connection(self) -> bool:
         """Tell whether the answer says `Connection: close`."""
@@ -69,7 +70,9 @@ class Answer(ASGIResponse):
         return False
 
     def _encoded_fields(self) -> list[tuple[bytes, bytes]]:
-        return [(_name(name), value.encode("latin-1")) for name, value in self.fields]
+        return [
+            (_name(name).encode("latin-1"), value.encode("latin-1")) for name, value in self.fields
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it."""

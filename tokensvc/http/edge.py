@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import structlog
+from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tokensvc.errors import OverloadedError, TokenServiceError
 from tokensvc.http.answers import Answer
-from tokensvc.http.facts import RequestFacts, facts_of, keep_facts
-from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.http.facts import RequestFacts, facts_of, keep_facts, read_facts
+from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem, problem_answer
 from tokensvc.http.request_audit import RequestAudit
 from tokensvc.http.short_way import ShortWay
 from tokensvc.telemetry.access_log import AccessLog
@@ -93,7 +94,7 @@ class Edge:
         await self.app(scope, receive, send_without_traceback)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, app: ASGIApp) -> None:
-        facts = RequestFacts(scope["headers"], self._clock())
+        facts = read_facts(scope["headers"], self._clock())
         keep_facts(scope, facts)
         own_headers = _own_headers(facts)
 
@@ -128,13 +129,14 @@ class Edge:
         returns or raises becomes the same answer. `sent` are the headers, names in lower case. For a
         task that is this request's alone.
         """
-        facts = RequestFacts(sent, self._clock(), body)
+        facts = read_facts(sent, self._clock(), body)
         structlog.contextvars.bind_contextvars(request_id=facts.request_id)
         try:
+            request = short.request(facts)
             try:
-                answer = await short.answer(facts)
-            except Exception:  # noqa: BLE001 - logged, and answered
-                answer = self._failed(facts)
+                answer = await short.handler(request)
+            except Exception as raised:  # noqa: BLE001 - every one of them has an answer
+                answer = self._problem(request, raised, facts)
             facts.status = answer.status_code
             head = b"%b%bx-request-id: %b\r\n" % (
                 answer.head_to_send(),
@@ -158,6 +160,14 @@ class Edge:
             lines = [b"%b: %b\r\n" % header for header in default_headers]
             found = self._openings[status] = STATUS_LINE[status] + b"".join(lines)
         return found
+
+    def _problem(
+        self, request: Request[Any, Any, Any], raised: Exception, facts: RequestFacts
+    ) -> Answer:
+        try:
+            return problem_answer(request, raised)
+        except Exception:  # noqa: BLE001 - logged, and answered
+            return self._failed(facts)
 
     def _failed(self, facts: RequestFacts) -> Answer:
         self._access.exception("answer_failed")

@@ -6,14 +6,15 @@ It carries the `authorization` header and so is never logged whole and has no te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from litestar.types import HTTPScope, Scope
 
 from tokensvc.tokens.ids import IdSource
 
-__all__ = ["FACTS_KEY", "Issued", "RequestFacts", "facts_of", "keep_facts"]
+__all__ = ["FACTS_KEY", "Issued", "RequestFacts", "facts_of", "keep_facts", "read_facts"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _WANTED: Final = frozenset(
@@ -26,56 +27,50 @@ FACTS_KEY: Final = "tokensvc.facts"
 Issued: TypeAlias = tuple[str | None, str | None, str]
 
 
-class RequestFacts:
+class RequestFacts(msgspec.Struct, eq=False):
     """One request's id, the headers that handlers need, and what the access log will say.
 
     A header that came twice is there joined with commas (RFC 9110 section 5.3), so that none of its
     values passes for the only one.
     """
 
-    __slots__ = (
-        "about",
-        "body",
-        "caller_id",
-        "caller_name",
-        "code",
-        "headers",
-        "issued",
-        "key_arn",
-        "request_id",
-        "stage_arn",
-        "started",
-        "status",
-    )
+    request_id: str
+    headers: Mapping[bytes, bytes]
+    started: float
+    body: bytes | None = None
+    """The whole body where it is there already."""
+    caller_id: str | None = None
+    caller_name: str = ""
+    code: str = ""
+    status: int = 0
+    stage_arn: str | None = None
+    """For the audit record: the stage that is asked for, once it is known."""
+    key_arn: str | None = None
+    """For the audit record: the key that signed."""
+    issued: dict[Issued, int] | None = None
+    """For the audit record of a batch: how many of each stage, key and outcome (`done`, a code)."""
+    about: dict[str, Any] | None = None
+    """For the audit record: further facts of an action."""
 
-    def __init__(
-        self, sent: Iterable[tuple[bytes, bytes]], started: float, body: bytes | None = None
-    ) -> None:
-        """Read the headers that were `sent`; `body` is the whole body where it is there already."""
-        headers: dict[bytes, bytes] = {}
-        for name, value in sent:
-            if name in _WANTED:
-                headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
-        given = headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            self.request_id = given.decode()
-        else:
-            self.request_id = _new_request_id()
-        self.headers = headers
-        self.body = body
-        self.started = started
-        self.caller_id: str | None = None
-        self.caller_name = ""
-        self.code = ""
-        self.status = 0
-        self.stage_arn: str | None = None
-        """For the audit record: the stage that is asked for, once it is known."""
-        self.key_arn: str | None = None
-        """For the audit record: the key that signed."""
-        self.issued: dict[Issued, int] | None = None
-        """For the audit record of a batch: how many of each stage, key and outcome (`done`, a code)."""
-        self.about: dict[str, Any] | None = None
-        """For the audit record: further facts of an action."""
+    def __repr__(self) -> str:
+        return "<RequestFacts>"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return []
+
+
+def read_facts(
+    sent: Iterable[tuple[bytes, bytes]], started: float, body: bytes | None = None
+) -> RequestFacts:
+    """Return the facts of a request with the headers that were `sent`, names in lower case."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in sent:
+        if name in _WANTED:
+            headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
+    given = headers.get(b"x-request-id")
+    is_ours = given is None or _REQUEST_ID.fullmatch(given) is None
+    request_id = _new_request_id() if is_ours or given is None else given.decode()
+    return RequestFacts(request_id, headers, started, body)
 
 
 def keep_facts(scope: HTTPScope, facts: RequestFacts) -> None:

@@ -63,6 +63,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._version = ""
         self._is_chunked = False
         self._short: ShortWay | None = None
+        self._short_cycle = _ShortCycle()
         self._chunks: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -142,9 +143,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         short, self._short = self._short, None
-        body = b"".join(self._chunks)
-        self._chunks.clear()
-        self.cycle = cycle = _ShortCycle()  # type: ignore[assignment]
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        # One for all of them, as only one at a time is under way.
+        cycle = self._short_cycle
+        cycle.response_complete = False
+        self.cycle = cycle  # type: ignore[assignment]
         cycle.task = self.loop.create_task(self._answer(cycle, short, self.headers, body))
         self.tasks.add(cycle.task)
 

@@ -138,6 +138,7 @@ async def authorize(
     facts.caller_name = caller.name
     if not scope.endswith(_READING):
         service.audit.check()
-    if scope not in caller.scopes and not any(other in caller.scopes for other in others):
+    scopes = caller.scopes
+    if scope not in scopes and not (others and any(other in scopes for other in others)):
         raise ForbiddenError(f"This caller has not the scope {scope}.", scope=scope)
     return facts

@@ -17,7 +17,6 @@ from litestar.types import HTTPScope
 
 from tokensvc.http.answers import Answer
 from tokensvc.http.facts import FACTS_KEY, RequestFacts
-from tokensvc.http.problems import problem_answer
 from tokensvc.http.service import SERVICE_KEY, Service
 
 __all__ = ["ShortWay", "short_ways"]
@@ -28,7 +27,7 @@ Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
 class ShortWay:
     """The handler of one route, ready to be called; `path` is the route's template and has no parameter."""
 
-    __slots__ = ("_handler", "_scope", "method", "path", "url", "verb")
+    __slots__ = ("_scope", "handler", "method", "path", "url", "verb")
 
     def __init__(
         self, app: Litestar, service: Service, method: str, path: str, handler: Handler
@@ -38,7 +37,7 @@ class ShortWay:
         self.path: Final = path
         self.verb: Final = method.encode("ascii")
         self.url: Final = path.encode("ascii")
-        self._handler = handler
+        self.handler: Final = handler
         # All of a request's scope that is the same for each.
         self._scope: Final = {
             "type": "http",
@@ -48,14 +47,10 @@ class ShortWay:
             SERVICE_KEY: service,
         }
 
-    async def answer(self, facts: RequestFacts) -> Answer:
-        """Return what the handler answers to a request whose `facts` have its body."""
+    def request(self, facts: RequestFacts) -> Request[Any, Any, Any]:
+        """Return the request that the handler is to answer; `facts` have its body."""
         scope: Any = {**self._scope, FACTS_KEY: facts}
-        request = _HandlersRequest(scope)
-        try:
-            return await self._handler(request)
-        except Exception as raised:  # noqa: BLE001 - every one of them has an answer
-            return problem_answer(request, raised)
+        return _HandlersRequest(scope)
 
 
 def short_ways(*ways: ShortWay) -> Mapping[bytes, ShortWay]:

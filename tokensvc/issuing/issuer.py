@@ -52,6 +52,10 @@ class View(Protocol):
 class StageLookup(Protocol):
     """Where a stage's endpoints come from."""
 
+    def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
+        """Return the endpoints where they are fresh at `now` (Unix seconds), else None: then `get`."""
+        ...
+
     async def get(self, stage: StageArn) -> StageEndpoints:
         """Return the endpoints; raises StageNotFoundError or another IvsError."""
         ...
@@ -129,10 +133,14 @@ class TokenIssuer:
     async def draft(self, request: TokenRequest, caller_id: str | None) -> Draft:
         """Make the token of one request; raises as `issue` does, the ledger apart."""
         self.admit(request)
-        if self.signer_of(request) is not None:
-            endpoints = await self._endpoints.get(request.stage)
-            # The key may have gone while IVS was asked, so it is looked up again.
-            key = self.signer_of(request)
+        key = self.signer_of(request)
+        if key is not None:
+            stage = request.stage
+            endpoints = self._endpoints.peek(stage, self._clock())
+            if endpoints is None:
+                endpoints = await self._endpoints.get(stage)
+                # The key may have gone while IVS was asked, so it is looked up again.
+                key = self.signer_of(request)
             if key is not None:
                 return self.sign(request, endpoints, caller_id, None, key)
         return await self.ask_ivs(request, caller_id)

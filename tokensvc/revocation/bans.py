@@ -20,7 +20,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, NoReturn, Protocol, TypeAlias
+from typing import Final, Literal, NoReturn, Protocol, TypeAlias, get_args
 
 import structlog
 
@@ -108,7 +108,9 @@ class BanList:
         self._clock = clock
         self._max_age = max_age
         self._bans: dict[str, Ban] = {}
-        self._by_key: dict[_Key, tuple[Ban, ...]] = {}
+        self._by_kind: dict[BanKind, dict[_Key, tuple[Ban, ...]]] = {
+            kind: {} for kind in get_args(BanKind)
+        }
         self._ends: list[tuple[float, str]] = []
         self._version: int | None = None
         self._read_at = -math.inf
@@ -120,14 +122,18 @@ class BanList:
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None, now: float
     ) -> Ban | None:
         """Return the ban that stands longest against this stage, user and participant, or None."""
-        if not self._by_key:
-            return None
-        look_up = self._by_key.get
-        bans = look_up((stage_arn, None, None), ())
+        # Most installations have bans of one kind or two; of the others not even the key is made.
+        of = self._by_kind
+        bans: tuple[Ban, ...] = ()
+        if of["stage"]:
+            bans += of["stage"].get((stage_arn, None, None), ())
         if user_id is not None:
-            bans += look_up((stage_arn, user_id, None), ()) + look_up((None, user_id, None), ())
-        if participant_id is not None:
-            bans += look_up((None, None, participant_id), ())
+            if of["user_on_stage"]:
+                bans += of["user_on_stage"].get((stage_arn, user_id, None), ())
+            if of["user"]:
+                bans += of["user"].get((None, user_id, None), ())
+        if participant_id is not None and of["participant"]:
+            bans += of["participant"].get((None, None, participant_id), ())
         if not bans:
             return None
         return max((ban for ban in bans if ban.holds(now)), key=_end, default=None)
@@ -216,7 +222,7 @@ class BanList:
 
     def __len__(self) -> int:
         """Return how many bans are known, some of which may have ended."""
-        return sum(len(bans) for bans in self._by_key.values())
+        return sum(len(bans) for of in self._by_kind.values() for bans in of.values())
 
     async def _read(self, after: int) -> None:
         while True:
@@ -234,24 +240,26 @@ class BanList:
             await fresh._read(after=0)
         finally:
             self._reloading = None
-        self._bans, self._by_key, self._ends = fresh._bans, fresh._by_key, fresh._ends
+        self._bans, self._by_kind, self._ends = fresh._bans, fresh._by_kind, fresh._ends
         self._version, self._forgotten_until = version, -math.inf
 
     def _add(self, ban: Ban) -> None:
         key = _key(ban)
         self._bans[ban.ban_id] = ban
-        self._by_key[key] = (*self._by_key.get(key, ()), ban)
+        of_kind = self._by_kind[ban.kind]
+        of_kind[key] = (*of_kind.get(key, ()), ban)
         if ban.until is not None:
             heapq.heappush(self._ends, (ban.until, ban.ban_id))
 
     def _remove(self, ban: Ban) -> None:
         del self._bans[ban.ban_id]
         key = _key(ban)
-        others = tuple(one for one in self._by_key.get(key, ()) if one.ban_id != ban.ban_id)
+        of_kind = self._by_kind[ban.kind]
+        others = tuple(one for one in of_kind.get(key, ()) if one.ban_id != ban.ban_id)
         if others:
-            self._by_key[key] = others
+            of_kind[key] = others
         else:
-            self._by_key.pop(key, None)
+            of_kind.pop(key, None)
 
     def _forget_ended(self) -> None:
         now = self._clock()

@@ -9,7 +9,6 @@ format than JSON goes through the processors, which redact.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -31,14 +30,14 @@ _BOUND: Final = {"request_id", "worker"}
 _encode = msgspec.json.Encoder().encode
 
 
-class _Line(msgspec.Struct, frozen=True, kw_only=True):
+class _Line(msgspec.Struct, frozen=True, gc=False):
     """The fields of a line in the order that the processors' renderer gives them: by name."""
 
     caller: str | None
     code: str | None
-    event: str = _EVENT
-    level: str = "info"
-    logger: str = _NAME
+    event: str
+    level: str
+    logger: str
     method: str
     ms: float
     request_id: str | msgspec.UnsetType
@@ -81,21 +80,24 @@ class AccessLog:
         bound = get_contextvars()
         line = ""
         if write is not None and bound.keys() <= _BOUND:
-            # A lone surrogate has no line here; the processors' renderer has an answer to it.
-            with contextlib.suppress(UnicodeEncodeError):
-                line = _encode(
-                    _Line(
-                        caller=caller,
-                        code=code,
-                        method=method,
-                        ms=ms,
-                        request_id=bound.get("request_id", msgspec.UNSET),
-                        route=route,
-                        status=status,
-                        time=self._clock(),
-                        worker=bound.get("worker", msgspec.UNSET),
-                    )
-                ).decode()
+            of = _Line(
+                caller,
+                code,
+                _EVENT,
+                "info",
+                _NAME,
+                method,
+                ms,
+                bound.get("request_id", msgspec.UNSET),
+                route,
+                status,
+                self._clock(),
+                bound.get("worker", msgspec.UNSET),
+            )
+            try:
+                line = _encode(of).decode()
+            except UnicodeEncodeError:
+                line = ""  # A lone surrogate; the processors' renderer has an answer to it.
         if write is None or not line or may_hold_secret(line):
             self._log.info(
                 _EVENT,
