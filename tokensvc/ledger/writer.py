@@ -164,9 +164,10 @@ class LedgerWriter:
         if self._closing:
             raise _stopped()
         now = self._monotonic()
-        if (self._waiting + len(rows) > self._max_waiting and self._queue) or now - self._oldest(
-            now
-        ) > SHED_AFTER_SECONDS:
+        queue, count = self._queue, len(rows)
+        if now - self._oldest(now) > SHED_AFTER_SECONDS or (
+            self._waiting + count > self._max_waiting and queue
+        ):
             raise LedgerBusyError(
                 "Too many tokens wait to be recorded.",
                 retry_after=RETRY_AFTER_SECONDS,
@@ -174,9 +175,10 @@ class LedgerWriter:
             )
         waits = self._durability == "durable" or claim is not None
         answer = asyncio.get_running_loop().create_future() if waits else None
-        self._queue.append(_Entry(rows, claim, answer, now))
-        self._waiting += len(rows)
-        self._wake.set()
+        queue.append(_Entry(rows, claim, answer, now))
+        self._waiting += count
+        if not self._wake.is_set():
+            self._wake.set()
         return None if answer is None else await answer
 
     async def _run(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from math import ceil
 from typing import Final, Self
 
 import msgspec
@@ -69,10 +70,10 @@ class _Limit(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, name: str, rate: float, burst: float) -> Self:
-        return cls(name, rate, burst, int(burst), math.ceil(burst / rate))
+        return cls(name, rate, burst, int(burst), ceil(burst / rate))
 
     def quota(self, tokens: float) -> Quota:
-        reset = math.ceil((self.burst - tokens) / self.rate - _NEARLY_NOTHING)
+        reset = ceil((self.burst - tokens) / self.rate - _NEARLY_NOTHING)
         return Quota(self.name, self.whole, self.window, int(tokens + _NEARLY_NOTHING), reset)
 
 
@@ -238,7 +239,7 @@ class Limiter:
 
 
 def _left(limit: _Limit, tokens: float) -> str:
-    reset = math.ceil((limit.burst - tokens) / limit.rate - _NEARLY_NOTHING)
+    reset = ceil((limit.burst - tokens) / limit.rate - _NEARLY_NOTHING)
     return f'"{limit.name}";r={int(tokens + _NEARLY_NOTHING)};t={reset}'
 
 

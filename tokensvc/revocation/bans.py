@@ -246,7 +246,7 @@ class BanList:
     def _add(self, ban: Ban) -> None:
         key = _key(ban)
         self._bans[ban.ban_id] = ban
-        of_kind = self._by_kind[ban.kind]
+        of_kind = self._by_kind[_kind(key)]
         of_kind[key] = (*of_kind.get(key, ()), ban)
         if ban.until is not None:
             heapq.heappush(self._ends, (ban.until, ban.ban_id))
@@ -254,7 +254,7 @@ class BanList:
     def _remove(self, ban: Ban) -> None:
         del self._bans[ban.ban_id]
         key = _key(ban)
-        of_kind = self._by_kind[ban.kind]
+        of_kind = self._by_kind[_kind(key)]
         others = tuple(one for one in of_kind.get(key, ()) if one.ban_id != ban.ban_id)
         if others:
             of_kind[key] = others
@@ -280,6 +280,16 @@ def _end(ban: Ban) -> float:
 
 def _key(ban: Ban) -> _Key:
     return (ban.stage_arn, ban.user_id, ban.participant_id)
+
+
+def _kind(key: _Key) -> BanKind:
+    """Return what a ban is of, by its subject: a damaged `kind` makes no hole."""
+    stage_arn, user_id, participant_id = key
+    if participant_id is not None:
+        return "participant"
+    if user_id is None:
+        return "stage"
+    return "user" if stage_arn is None else "user_on_stage"
 
 
 def _refuse(ban: Ban) -> NoReturn:
