@@ -336,6 +336,7 @@ def test_resealed_under_a_new_master_key(cli: Cli, monkeypatch: pytest.MonkeyPat
     newest = master_key(cli.folder / "newest.key")
     assert len(cli.json("reseal", "--new-master-key-file", str(newest))["resealed"]) == 2
     assert cli.json("list")["notSigning"].keys() == {REGION}
+    assert "sealed under another master key" in cli("list")
     cli("reseal", expect=1)
     assert "another master key" in cli.err
 

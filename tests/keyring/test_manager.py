@@ -17,6 +17,7 @@ from tests.keyring.support import (
     World,
     arn,
     ivs_error,
+    no_pause,
 )
 from tokensvc.errors import (
     IvsAccessDeniedError,
@@ -801,6 +802,24 @@ async def test_an_invalidation_that_meets_another_change_is_done_on_the_ring_as_
     left = 100
     with pytest.raises(RingConflictError, match="keeps being changed"):
         await manager.invalidate(REGION, world.active.key_id)
+
+
+async def test_a_key_that_another_rotator_deletes_first_is_deleted(world: World) -> None:
+    """A server ticks between the two writes of a command; the command must not cry wolf."""
+    await world.settled()
+    bad, server, ticks = world.active, world.manager(), 0
+
+    async def server_ticks() -> None:
+        nonlocal ticks
+        world.ivs.pause = no_pause
+        ticks += 1
+        await server.tick(REGION)
+
+    world.ivs.pause = server_ticks
+    report = await world.manager().invalidate(REGION, bad.key_id)
+    assert ticks == 1
+    assert (report.deleted, report.problem) == (True, None)
+    assert world.ring().key(bad.key_id).phase is KeyPhase.DELETED
 
 
 async def test_a_half_that_does_not_open_is_not_imported(world: World) -> None:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tokensvc.errors import ConfigurationError
+from tokensvc.errors import (
+    ConfigurationError,
+    KeyMismatchError,
+    NoSigningKeyError,
+    SealError,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -144,7 +149,15 @@ async def _prepare(settings: Settings) -> tuple[str | None, str]:
     upgrade(settings.database_url)
     async with open_parts(settings, time.time) as parts:
         for region in settings.regions:
-            await parts.manager.prepare(region)
+            try:
+                await parts.manager.prepare(region)
+            except (SealError, KeyMismatchError, NoSigningKeyError) as error:
+                # Served all the same, as `serve` does, so that the runbook can be followed here.
+                click.echo(
+                    f"tokensvc: {region} does not sign, and IVS makes its tokens: {error.detail}"
+                    " See docs/runbook.md.",
+                    err=True,
+                )
         stage_arn = await _demo_stage(parts.gateway, settings.regions[0])
         api_key = await _first_caller(parts.engine, greeted=_environment_file(settings).exists())
     return api_key, stage_arn

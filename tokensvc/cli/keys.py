@@ -46,7 +46,7 @@ def list_(with_deleted: bool, as_json: bool) -> None:
         [_key_row(key) for key in found.keys],
     )
     for region in found.regions:
-        _print_region(region)
+        _print_region(region, found.not_signing.get(region.region))
 
 
 def _key_row(key: KeyAnswer) -> tuple[str, ...]:
@@ -63,9 +63,11 @@ def _key_row(key: KeyAnswer) -> tuple[str, ...]:
     )
 
 
-def _print_region(region: RegionAnswer) -> None:
+def _print_region(region: RegionAnswer, why_not_signing: str | None) -> None:
     next_at = "" if region.next_at is None else f", {moment(region.next_at)}"
     click.echo(f"{region.region}: next: {region.next_step}{next_at}")
+    if why_not_signing is not None:
+        click.echo(f"  {why_not_signing}")
     if region.used_slots is not None:
         foreign = ", ".join(region.foreign_keys or ()) or "none"
         click.echo(f"  slots used: {region.used_slots} of 3; keys of others: {foreign}")

@@ -108,22 +108,37 @@ class Invalidator:
                 successor=report.successor,
             )
             return await self._finish_invalidation(ring, changed[0], report)
-        raise RingConflictError(
+        raise self._keeps_changing(region)
+
+    def _keeps_changing(self, region: str) -> RingConflictError:
+        return RingConflictError(
             f"The key ring of {region} keeps being changed by other processes.", region=region
         )
 
     async def _finish_invalidation(
         self, ring: RingState, key: KeyRecord, report: InvalidationReport
     ) -> InvalidationReport:
-        if key.phase is KeyPhase.DELETED:
-            return replace(report, deleted=True)
         try:
-            await self._taker.take(ring, Delete(key))
+            await self._delete(ring, key)
         except TokenServiceError as error:
             problem = problem_of("Delete", error)
             _log.error("compromised_key_not_deleted", key_id=key.key_id, reason=error.detail)
             return replace(report, problem=problem)
         return replace(report, deleted=True)
+
+    async def _delete(self, ring: RingState, key: KeyRecord) -> None:
+        for _ in range(_MAX_CONFLICTS):
+            if key.phase is KeyPhase.DELETED:
+                return
+            try:
+                await self._taker.take(ring, Delete(key))
+            except RingConflictError:
+                # Every rotator sees what is to be done, and one of them may have done it by now.
+                ring = await self._store.load(ring.region)
+                key = ring.key(key.key_id) or key
+            else:
+                return
+        raise self._keeps_changing(ring.region)
 
     async def _successor(self, ring: RingState, key: KeyRecord) -> KeyRecord | None:
         if key is not ring.active:
