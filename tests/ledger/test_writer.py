@@ -15,7 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.ledger.support import NOW, STAGE, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
-from tokensvc.ledger.writer import GATHER_SECONDS, MAX_RECORD_SECONDS
+from tokensvc.ledger.writer import (
+    BULK_ROWS,
+    BULK_ROWS_PER_COMMIT,
+    GATHER_SECONDS,
+    MAX_RECORD_SECONDS,
+)
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
 from tokensvc.tokens.limits import MAX_CONNECTION_TTL_SECONDS
@@ -27,15 +32,18 @@ class Transactions:
     def __init__(self) -> None:
         self.operations = 0
         self.fault: Exception | None = None
+        self.faulty: set[int] | None = None
+        """Which operations meet the fault, from 1 on; None: all."""
         self.open = asyncio.Event()
         self.open.set()
         self.begun = asyncio.Event()
 
     async def run(self, operation: str, work: Callable[[Connection], Any]) -> Any:
         self.operations += 1
+        number = self.operations
         self.begun.set()
         await self.open.wait()
-        if self.fault is not None:
+        if self.fault is not None and (self.faulty is None or number in self.faulty):
             raise self.fault
         return {}
 
@@ -111,8 +119,60 @@ async def test_a_commit_takes_no_more_rows_than_its_bound_and_no_request_is_spli
     await asyncio.sleep(0)
     writer.start()
     await asyncio.gather(*waiting, big)
-    assert transactions.operations == 4
+    # Two of the small ones each time, and the big one beside the first.
+    assert transactions.operations == 3
     await writer.aclose()
+
+
+async def test_a_large_batch_is_recorded_in_pieces_beside_those_who_come_one_by_one(
+    transactions, age
+):
+    writer = make(transactions, age)
+    rows = [row() for _ in range(1000)]
+    batch = asyncio.create_task(writer.record(rows))
+    await asyncio.sleep(0)
+    assert writer.waiting_rows == 1000
+    one = asyncio.create_task(writer.record([row()]))
+    await asyncio.sleep(0)
+    transactions.open.clear()
+    writer.start()
+    await transactions.begun.wait()
+    transactions.open.set()
+    assert await one is None
+    assert writer.counts()["committed"] <= 1 + 2 * BULK_ROWS_PER_COMMIT
+    assert not batch.done()
+    assert await batch is None
+    assert writer.counts() == {"committed": 1001, "commits": 5, "refused": 0, "lost": 0}
+    await writer.aclose()
+
+
+async def test_a_batch_of_which_one_piece_fails_fails_once_all_are_known(transactions, age):
+    writer = make(transactions, age)
+    rows = [row() for _ in range(1000)]
+    batch = asyncio.create_task(writer.record(rows))
+    await asyncio.sleep(0)
+    transactions.fault, transactions.faulty = StoreUnavailableError("the disk is full"), {2}
+    writer.start()
+    with pytest.raises(StoreUnavailableError, match="disk is full"):
+        await batch
+    assert writer.waiting_rows == 0
+    assert writer.counts()["refused"] == 2 * BULK_ROWS
+    assert writer.counts()["committed"] == 1000 - 2 * BULK_ROWS
+    await writer.aclose()
+
+
+async def test_a_batch_whose_request_is_gone_is_not_recorded(transactions, age):
+    writer = make(transactions, age)
+    rows = [row() for _ in range(1000)]
+    batch = asyncio.create_task(writer.record(rows))
+    await asyncio.sleep(0)
+    batch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    writer.start()
+    await writer.record([row()])
+    await writer.aclose()
+    assert writer.counts()["committed"] == 1
 
 
 async def test_durable_waits_for_the_commit_and_relaxed_does_not(transactions, age):
