@@ -235,12 +235,18 @@ class Replica:
     process: Process
 
     def client(self) -> httpx.Client:
-        return httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {self.installation.api_key}"},
-            timeout=PATIENCE_SECONDS,
-            trust_env=False,
-        )
+        return httpx.Client(**self._options())
+
+    def async_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {self.installation.api_key}"},
+            "timeout": PATIENCE_SECONDS,
+            "trust_env": False,
+        }
 
     def mint(self, **fields: object) -> dict[str, Any]:
         body = {"stageArn": self.installation.stage_arn, "issuer": "local", **fields}

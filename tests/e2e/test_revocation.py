@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -84,6 +87,10 @@ def disconnect(replica: Replica, **fields: object) -> str:
     return str(answer.json()["disconnectId"])
 
 
+def body_of(replica: Replica, user_id: str) -> dict[str, str]:
+    return {"stageArn": replica.installation.stage_arn, "userId": user_id}
+
+
 def settled(replica: Replica, disconnect_id: str) -> dict[str, Any]:
     """Ask for the progress until it is done."""
     ends = time.monotonic() + PATIENCE_SECONDS
@@ -142,6 +149,58 @@ async def test_killed_right_after_the_answer_everybody_is_disconnected_by_the_ne
             assert {one["participantId"] for one in found["participants"]} >= guests.participant_ids
             assert await installation.joins(kind["token"])
     assert calls_of_disconnect(emulator)["maxPerSecond"] <= CALLS_PER_SECOND
+
+
+async def test_a_ban_holds_in_every_worker_of_the_replica_that_took_it_when_it_is_answered(
+    installation: Installation,
+) -> None:
+    installation.environment["TOKENSVC_WORKERS"] = "3"
+    process = installation.start("serve")
+    try:
+        listening = process.event("listening")
+        for worker in range(3):
+            process.event("service_started", f'"worker":{worker}')
+        replica = Replica(installation, f"http://127.0.0.1:{listening['port']}", process)
+        async with contextlib.AsyncExitStack() as closing:
+            clients = await a_client_of_each_worker(replica, 3, closing)
+            for number in range(6):
+                user = f"rude{number}"
+                path, ban = (
+                    ("/v1/bans", {"userId": user})
+                    if number % 2
+                    else ("/v1/disconnects", {**body_of(replica, user), "ban": 3600})
+                )
+                answer = await clients[number % 3].post(path, json=ban)
+                assert answer.status_code in (201, 202)
+                minted = await asyncio.gather(
+                    *(client.post("/v1/tokens", json=body_of(replica, user)) for client in clients)
+                )
+                assert [answer.json().get("code") for answer in minted] == ["banned"] * 3
+    finally:
+        process.kill()
+
+
+async def a_client_of_each_worker(
+    replica: Replica, count: int, closing: contextlib.AsyncExitStack
+) -> list[httpx.AsyncClient]:
+    """Return clients that keep one connection each, which stays with the worker that took it."""
+    pids = [
+        int(replica.process.event("worker_started", f'"worker":{worker}')["pid"])
+        for worker in range(count)
+    ]
+    clients = []
+    for pid in pids:
+        others = [other for other in pids if other != pid]
+        client = await closing.enter_async_context(replica.async_client())
+        try:
+            for other in others:
+                os.kill(other, signal.SIGSTOP)
+            assert (await client.get("/healthz")).status_code == 200
+        finally:
+            for other in others:
+                os.kill(other, signal.SIGCONT)
+        clients.append(client)
+    return clients
 
 
 async def test_two_replicas_and_a_throttling_ivs_lose_nobody_and_keep_the_rate(

@@ -141,6 +141,7 @@ class Replica:
         self.writer = LedgerWriter(self.transactions, clock=time, monotonic=time)
         self.writer.start()
         self.woken: list[str] = []
+        self.told: list[int] = []
         self.revocations = Revocations(
             store=self.store,
             calls=self.calls,
@@ -149,6 +150,7 @@ class Replica:
             ledger=self.ledger,
             clock=time,
             wake=self.woken.append,
+            tell=self._tell,
             idempotency_window=3600,
             retention=3600,
         )
@@ -169,6 +171,9 @@ class Replica:
                 clock_is_right=lambda: self.clock_is_right,
             ),
         )
+
+    async def _tell(self, version: int) -> None:
+        self.told.append(version)
 
     async def issue(
         self, token_id: str, user_id: str | None = "alice", stage: StageArn = STAGE, ttl: int = 3600

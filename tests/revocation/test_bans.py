@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from tests.revocation.support import NOW, OTHER_STAGE, STAGE
 from tokensvc.errors import BannedError, NotFoundError, StoreUnavailableError
-from tokensvc.revocation import Ban, BanList
+from tokensvc.ledger import idempotency_ref
+from tokensvc.revocation import Ban, BanList, DisconnectAsk
 from tokensvc.revocation.ban_store import TOMBSTONE_SECONDS, add_ban
 from tokensvc.revocation.bans import BanChanges
 from tokensvc.store.tables import bans as bans_table
@@ -92,6 +93,19 @@ async def test_another_replica_learns_of_bans_and_lifts_with_its_next_refresh(re
     await replica.bans.refresh()
     assert admitted(replica)
     assert (await replica.ban_store.get(made.ban_id)).lifted_at == NOW
+
+
+async def test_the_other_processes_of_the_replica_are_told_before_a_ban_is_answered(replica):
+    ref = idempotency_ref("backend", "bans", "key", b"")
+    for _ in range(2):
+        await replica.revocations.ban(user_id="alice", caller_id=None, ref=ref)
+    ask = DisconnectAsk.of_user(STAGE, "bob", ban=60)
+    kicked = idempotency_ref("backend", "disconnects", "key", b"")
+    for _ in range(2):
+        await replica.revocations.disconnect(ask, caller_id=None, ref=kicked)
+    assert replica.told == [1, 1, 2, 2]
+    await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    assert len(replica.told) == 4
 
 
 async def test_a_lift_is_repeatable_and_an_unknown_ban_is_not_found(replica, time):

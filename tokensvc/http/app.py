@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Final
 
@@ -43,6 +43,7 @@ from tokensvc.http.request_audit import RequestAudit, policy_recorder
 from tokensvc.http.service import Service, install
 from tokensvc.http.sharing import BudgetSharing
 from tokensvc.http.short_way import ShortWay, short_ways
+from tokensvc.http.siblings import Siblings
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.keyring.loop import RotationLoop
@@ -80,12 +81,14 @@ def create_app(
     monotonic: Callable[[], float] = time.monotonic,
     tend_keys: bool = True,
     limit_share: float = 1.0,
+    siblings: Siblings | None = None,
 ) -> Edge:
     """Return the ASGI application; nothing is opened before its lifespan begins.
 
     `clock` gives Unix seconds, `sleep` waits them, and `monotonic` is a clock that nobody sets. With
     `gateway`, that one is asked instead of AWS, and stays open. With `tend_keys` false another
     process looks after the Regions' keys. `limit_share` is this process's part of the policy's limits.
+    `siblings` are the other workers of the same `serve`.
     Raises ConfigurationError where no Region is set.
     """
     settings.require_regions()
@@ -98,7 +101,13 @@ def create_app(
             async with (
                 auditing(settings, clock) as audit,
                 open_parts(
-                    settings, clock, gateway=gateway, sleep=sleep, monotonic=monotonic, audit=audit
+                    settings,
+                    clock,
+                    gateway=gateway,
+                    sleep=sleep,
+                    monotonic=monotonic,
+                    audit=audit,
+                    tell_of_bans=None if siblings is None else siblings.tell,
                 ) as parts,
                 open_admission(
                     settings,
@@ -226,7 +235,8 @@ def create_app(
                 every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
             )
         background.append(sharing.run(sleep))
-        async with sharing.taking_part(), running(background):
+        answering = nullcontext() if siblings is None else siblings.answering(parts.desk.bans)
+        async with sharing.taking_part(), running(background), answering:
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload

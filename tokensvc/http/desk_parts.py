@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -35,7 +35,11 @@ __all__ = ["Desk", "DeskBasis", "make_desk"]
 
 @dataclass(frozen=True, slots=True)
 class DeskBasis:
-    """What a desk is made from; clocks are in seconds, `clock` in Unix seconds."""
+    """What a desk is made from; clocks are in seconds, `clock` in Unix seconds.
+
+    `tell_of_bans` returns when the other processes of this replica know the bans up to a version; None
+    where there are none.
+    """
 
     regions: tuple[str, ...]
     engine: AsyncEngine
@@ -49,6 +53,7 @@ class DeskBasis:
     monotonic: Callable[[], float]
     sleep: Sleep
     clock_is_right: Callable[[], bool]
+    tell_of_bans: Callable[[int], Awaitable[None]] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
         ledger=basis.ledger,
         clock=basis.clock,
         wake=wake,
+        tell=basis.tell_of_bans,
         idempotency_window=settings.idempotency_window,
         retention=settings.ledger_retention,
     )

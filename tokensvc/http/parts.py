@@ -113,11 +113,13 @@ async def open_parts(
     sleep: Sleep = asyncio.sleep,
     monotonic: Callable[[], float] = time.monotonic,
     audit: Audit | None = None,
+    tell_of_bans: Callable[[int], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Parts]:
     """Open the parts; the key ring and the callers have been read once when the body begins.
 
     `clock` gives Unix seconds, `monotonic` seconds of a clock that nobody sets. A `gateway` that is
-    given stays open at the end; `audit` is told of every change of a key. Raises ConfigurationError
+    given stays open at the end; `audit` is told of every change of a key; `tell_of_bans`, see `Revocations`.
+    Raises ConfigurationError
     where Regions, database, schema or master key are missing, and StoreUnavailableError where the
     database does not answer.
     """
@@ -189,6 +191,7 @@ async def open_parts(
                 monotonic=monotonic,
                 sleep=sleep,
                 clock_is_right=watch.is_right,
+                tell_of_bans=tell_of_bans,
             ),
         )
         await ring.refresh()

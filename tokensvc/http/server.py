@@ -28,6 +28,7 @@ from tokensvc.http.app import create_app
 from tokensvc.http.edge import Edge
 from tokensvc.http.parts import open_parts
 from tokensvc.http.protocol import BoundedHttpProtocol
+from tokensvc.http.siblings import Siblings, Wires
 from tokensvc.http.workers import run_workers
 from tokensvc.settings import Settings
 from tokensvc.telemetry.logging import configure_logging
@@ -119,10 +120,18 @@ def serve(settings: Settings) -> None:
         run_workers(settings, listener, serve_as_worker)
 
 
-def serve_alone(settings: Settings, listener: socket.socket, *, tend_keys: bool = True) -> None:
+def serve_alone(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    tend_keys: bool = True,
+    siblings: Siblings | None = None,
+) -> None:
     """Serve on `listener` in this process until a signal ends it; closes it."""
     # Each process counts for itself, so each has its part of a limit.
-    app = create_app(settings, tend_keys=tend_keys, limit_share=1 / settings.workers)
+    app = create_app(
+        settings, tend_keys=tend_keys, limit_share=1 / settings.workers, siblings=siblings
+    )
     server = Server(server_config(settings, app), own_process=True)
     try:
         server.run(sockets=[listener])
@@ -132,11 +141,12 @@ def serve_alone(settings: Settings, listener: socket.socket, *, tend_keys: bool 
         raise
 
 
-def serve_as_worker(settings: Settings, listener: socket.socket, index: int) -> None:
+def serve_as_worker(settings: Settings, listener: socket.socket, wires: Wires, index: int) -> None:
     """Serve as worker number `index`; one of them is enough to look after the keys."""
     configure_logging(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(worker=index)
-    serve_alone(settings, listener, tend_keys=index == 0)
+    siblings = Siblings(wires, index)
+    serve_alone(settings, listener, tend_keys=index == 0, siblings=siblings)
 
 
 class Server(uvicorn.Server):

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import structlog
 
 from tokensvc.errors import TokenServiceError
+from tokensvc.http.siblings import Wires
 from tokensvc.settings import Settings
 
 __all__ = ["Supervisor", "Worker", "run_workers"]
@@ -37,7 +38,7 @@ MARGIN_SECONDS: Final = 30.0
 
 _STARTUP_FAILURE: Final = 3
 
-Serve: TypeAlias = Callable[[Settings, socket.socket, int], None]
+Serve: TypeAlias = Callable[[Settings, socket.socket, Wires, int], None]
 
 _log = structlog.get_logger(__name__)
 
@@ -158,10 +159,13 @@ def run_workers(settings: Settings, listener: socket.socket, serve: Serve) -> No
     """Run `settings.workers` processes that `serve` on `listener` until SIGTERM or SIGINT."""
     # Not forked: a fork copies threads' locks, and awscrt and boto3 have threads.
     context = multiprocessing.get_context("spawn")
+    wires = Wires(settings.workers)
 
     def start(index: int) -> Any:
         process = context.Process(
-            target=_be_worker, args=(serve, settings, listener, index), name=f"worker {index}"
+            target=_be_worker,
+            args=(serve, settings, listener, wires, index),
+            name=f"worker {index}",
         )
         # Blocked while a worker is born: it keeps the signal until it listens, and so does its parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -191,14 +195,17 @@ def run_workers(settings: Settings, listener: socket.socket, serve: Serve) -> No
             # A worker that dies wakes the parent; a signal is seen at the latest after the timeout.
             wait(sentinels, timeout=POLL_SECONDS) if sentinels else asked.wait(POLL_SECONDS)
     finally:
+        wires.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _be_worker(serve: Serve, settings: Settings, listener: socket.socket, index: int) -> None:
+def _be_worker(
+    serve: Serve, settings: Settings, listener: socket.socket, wires: Wires, index: int
+) -> None:
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     try:
-        serve(settings, listener, index)
+        serve(settings, listener, wires, index)
     except TokenServiceError as error:
         _log.error("worker_cannot_start", code=error.code, detail=error.detail)
         raise SystemExit(_STARTUP_FAILURE) from None

@@ -212,6 +212,11 @@ class BanList:
                 failing = False
 
     @property
+    def version(self) -> int:
+        """Up to which version of the stored bans the last refresh has read; 0 before the first."""
+        return self._version or 0
+
+    @property
     def max_age(self) -> float:
         """How old, in seconds, the list may be before nobody is admitted."""
         return self._max_age

@@ -1,14 +1,14 @@
 """Kicks and bans as callers ask for them: stored before they are answered.
 
-A disconnect with a ban stores both in one transaction, and puts the ban into this process's list
-before it returns, so that no mint of this replica succeeds after the answer; the other replicas
-follow within a second (`bans.py`).
+A disconnect with a ban stores both in one transaction, and puts the ban into this process's list, and
+into those of the replica's other processes, before it returns, so that no mint of this replica succeeds
+after the answer; the other replicas follow within a second (`bans.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +51,8 @@ class Accepted:
 class Revocations:
     """Takes disconnects, revocations and bans; `wake(region)` tells this process's worker of work.
 
+    `tell(version)`, where this replica has other processes, returns when they have read the bans up to there.
+
     `idempotency_window` and `retention` (of requests that are done) are in seconds. Every method
     raises StoreUnavailableError.
     """
@@ -67,6 +69,7 @@ class Revocations:
         wake: Callable[[str], None],
         idempotency_window: float,
         retention: float,
+        tell: Callable[[int], Awaitable[None]] | None = None,
         new_id: Callable[[], str] = new_participant_id,
     ) -> None:
         self._store = store
@@ -76,6 +79,7 @@ class Revocations:
         self._ledger = ledger
         self._clock = clock
         self._wake = wake
+        self._tell = tell
         self._window = idempotency_window
         self._retention = retention
         self._new_id = new_id
@@ -112,9 +116,9 @@ class Revocations:
         stored_ban, earlier = await self._store.add(request, ban=ban, first=first, claim=claim)
         if earlier is not None:
             return await self._accepted_before(earlier, now)
-        if stored_ban is not None:
-            self._bans.apply([stored_ban])
         self._wake(ask.region)
+        if stored_ban is not None:
+            await self._enforce(stored_ban)
         return Accepted(request.disconnect_id, request.ban_id, await self._expected(request, now))
 
     async def revoke_connection_token(
@@ -174,7 +178,7 @@ class Revocations:
                 raise NotRepeatableError("The ban that was made is over and has been forgotten.")
             # Another replica may have made it, and it holds here before this is answered, too.
             stored = known
-        self._bans.apply([stored])
+        await self._enforce(stored)
         return stored
 
     async def find_ban(self, ban_id: str) -> Ban:
@@ -225,6 +229,12 @@ class Revocations:
             deleted += await self._ban_store.purge()
             if deleted == 0:
                 return
+
+    async def _enforce(self, ban: Ban) -> None:
+        """Let a stored ban hold in this replica: in this process at once, and in its others."""
+        self._bans.apply([ban])
+        if self._tell is not None:
+            await self._tell(ban.version)
 
     def _ban_of(self, ask: DisconnectAsk, caller_id: str | None, now: float) -> Ban | None:
         if ask.ban is None:
@@ -283,7 +293,8 @@ class Revocations:
         if facts["banId"] is not None:
             # Another replica may have stored it, and it holds here before this is answered, too.
             ban = await self._ban_store.get(facts["banId"])
-            self._bans.apply([] if ban is None else [ban])
+            if ban is not None:
+                await self._enforce(ban)
         return Accepted(facts["disconnectId"], facts["banId"], known.expected_completion or now)
 
     async def _first_call(self, ask: DisconnectAsk, now: float) -> NewCall | None:
