@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
-import logging
 import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
-import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -26,103 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from moto.server import ThreadedMotoServer
 
-from tests.emulator.support import RunningEmulator
-from tokensvc.cli.root import run
-from tokensvc.keyring import create_master_key
-from tokensvc.settings import Settings
-from tokensvc.store import upgrade
-from tokensvc.telemetry.logging import configure_logging
+from tests.cli.support import REGION, Cli
 
-REGION = "eu-central-1"
 ACCOUNT = "123456789012"
-
-
-@dataclass
-class Cli:
-    """Runs commands in this process, as `tokensvc` would."""
-
-    emulator: RunningEmulator
-    folder: Path
-    capsys: pytest.CaptureFixture[str]
-    err: str = ""
-
-    def __call__(self, *arguments: str, expect: int = 0) -> str:
-        code = run_quietly(["keys", *arguments])
-        captured = self.capsys.readouterr()
-        self.err = captured.err
-        assert code == expect, f"{code}\n{captured.out}{captured.err}"
-        assert "Traceback" not in captured.err
-        return captured.out
-
-    def json(self, *arguments: str, expect: int = 0) -> Any:
-        return json.loads(self(*arguments, "--json", expect=expect))
-
-    def region(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
-        (region,) = self.json(*arguments, expect=expect)["regions"]
-        assert isinstance(region, dict)
-        return region
-
-    def keys(self) -> dict[str, dict[str, Any]]:
-        """Return the keys by phase."""
-        return {key["phase"]: key for key in self.json("list")["keys"]}
-
-    def at_ivs(self) -> set[str]:
-        world = self.emulator.world
-        return {key.arn for key in self.emulator.run(lambda: world.public_keys(REGION))}
-
-    def mint(self) -> str:
-        """Mint with `tokensvc token mint`, and return the ARN of the key that signed."""
-        stage = self.emulator.run(lambda: self.emulator.world.create_stage(REGION))
-        assert (
-            run_quietly(["token", "mint", "--stage-arn", stage.arn, "--issuer", "local", "--json"])
-            == 0
-        )
-        return str(json.loads(self.capsys.readouterr().out)["keyArn"])
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    settings = Settings(data_dir=folder)
-    upgrade(settings.database_url)
-    create_master_key(settings.master_key_file)
-    return folder
-
-
-@pytest.fixture
-def cli(
-    tmp_path: Path,
-    template: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Cli]:
-    for file in template.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-        (tmp_path / file.name).chmod(0o600)
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configure_logging("error", "json", io.StringIO())
-    with RunningEmulator(enforce_quotas=False) as emulator:
-        for name, value in {
-            "TOKENSVC_DATA_DIR": str(tmp_path),
-            "TOKENSVC_REGIONS": REGION,
-            "TOKENSVC_AWS_ENDPOINT_URL": emulator.url,
-            "TOKENSVC_STANDBY_MIN_AGE": "0",
-            "AWS_ACCESS_KEY_ID": "emulator",
-            "AWS_SECRET_ACCESS_KEY": "emulator",
-        }.items():
-            monkeypatch.setenv(name, value)
-        yield Cli(emulator, tmp_path, capsys)
-    structlog.reset_defaults()
-    root.handlers[:], root.level = before
-
-
-def run_quietly(arguments: list[str]) -> int:
-    """Run a command; what the emulator logs in this process is not the command's output."""
-    try:
-        return run(arguments)
-    finally:
-        configure_logging("error", "json", io.StringIO())
 
 
 def test_a_new_ring_is_made_by_what_is_due(cli: Cli):

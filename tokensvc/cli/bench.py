@@ -37,11 +37,11 @@ _HOUR: Final = 3600
 )
 @json_option
 def bench(rounds: int, seconds: float, core: int | None, as_json: bool) -> None:
-    """Measure signatures and mints a second on one core, in this process.
+    """Measure signatures and mints a second on one core.
 
-    Needs no settings, no store and no AWS. A ratio is to AWS-LC's raw signature, of the same round; to
-    OpenSSL's where AWS-LC is not installed. A worker of the service mints less than this, since it
-    also answers HTTP and writes the ledger.
+    In this process; needs no settings, no store and no AWS. A ratio is to AWS-LC's raw signature,
+    of the same round; to OpenSSL's where AWS-LC is not installed. A worker of the service mints
+    less than this, since it also answers HTTP and writes the ledger.
     """
     from tokensvc.cli.measuring import AWS_LC, MINT, OPENSSL, measure, median_rate, ratio, subjects
 

@@ -56,10 +56,11 @@ EMULATOR_CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "emulator", "AWS_SECRET_ACCE
 def dev(
     host: str | None, port: int | None, emulator_port: int | None, data_dir: Path | None
 ) -> None:
-    """Start the service with an embedded IVS emulator; prints a curl line that mints a token.
+    """Start the service with an embedded IVS emulator.
 
-    Makes, under the data folder, what is not there yet: store, master key, signing key, demo stage,
-    API key (printed once). Needs no AWS account. Ctrl-C drains and stops.
+    Prints a curl line that mints a token. Makes, under the data folder, what is not there yet:
+    store, master key, signing key, demo stage, API key (printed once). Needs no AWS account. Ctrl-C
+    drains and stops.
     """
     # Missing packages are found out before anything is made; greenlet by its name, which SQLAlchemy's
     # own complaint is not.

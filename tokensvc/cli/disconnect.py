@@ -72,10 +72,10 @@ def disconnect(
     timeout: int,
     as_json: bool,
 ) -> int:
-    """Disconnect one participant, one user, or everybody of a stage, as POST /v1/disconnects does.
+    """Disconnect a participant, a user, or everybody of a stage.
 
-    The request is stored before this returns, and a running service makes the calls, at most 5 a
-    second for each Region.
+    As POST /v1/disconnects does: the request is stored before this returns, and a running service
+    makes the calls, at most 5 a second for each Region.
 
     Exit code 0: stored, and with --wait done. 1: an error, or with --wait IVS refused somebody for
     good. 2: called wrongly. 3: stored, and not done within --timeout.

@@ -20,9 +20,10 @@ __all__ = ["doctor"]
 @click.command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Look at settings, database, master key, AWS, clock, key ring, callers, policy and port.
+    """Find out what is wrong with an installation.
 
-    Asks IVS for its list of public keys in each Region; changes nothing. Exit code 0: nothing failed,
+    Looks at settings, database, master key, AWS, clock, key ring, callers, policy and port. Asks
+    IVS for its list of public keys in each Region; changes nothing. Exit code 0: nothing failed,
     warnings apart. 1: something failed.
     """
     found = _diagnose()

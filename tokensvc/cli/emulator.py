@@ -25,9 +25,10 @@ __all__ = ["emulator"]
 )
 @click.option("--account", default="123456789012", show_default=True, help="AWS account to act as.")
 def emulator(host: str | None, port: int | None, state_file: Path | None, account: str) -> None:
-    """Stand in for Amazon IVS Real-Time: its API and its clients' events socket, over HTTP.
+    """Stand in for Amazon IVS Real-Time on this machine.
 
-    Anybody who can reach it may do anything with it, so it belongs on loopback.
+    Its API and its clients' events socket, over HTTP. Anybody who can reach it may do anything with
+    it, so it belongs on loopback.
     """
     from tokensvc.cli.running import run_loop
     from tokensvc.settings import Settings

@@ -22,10 +22,10 @@ __all__ = ["serve"]
     help="Refuse to start with what is unfit for production.  [default: TOKENSVC_HARDENED]",
 )
 def serve(host: str | None, port: int | None, workers: int | None, hardened: bool | None) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish what was accepted and stop.
+    """Start the service.
 
-    The store must be there and current (`tokensvc db upgrade`), and so must the master key; neither is
-    made here.
+    SIGTERM or Ctrl-C: what was accepted is finished, then it stops. The store must be there and
+    current (`tokensvc db upgrade`), and so must the master key; neither is made here.
     """
     import boto3.session  # noqa: F401
 

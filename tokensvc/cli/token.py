@@ -139,7 +139,8 @@ async def _inspect(settings: Settings, text: str, against: str) -> Inspection:
     if against == "nothing":
         return inspect_token(text, now=time.time())
     pem = await (_pem_in_ring if against == "ring" else _pem_at_ivs)(settings, text)
-    return inspect_token(text, now=time.time(), public_key_for=lambda _: pem)
+    asked = "IVS" if against == "ivs" else "the key ring (--against ivs asks IVS)"
+    return inspect_token(text, now=time.time(), public_key_for=lambda _: pem, asked=asked)
 
 
 async def _pem_in_ring(settings: Settings, text: str) -> str | None:

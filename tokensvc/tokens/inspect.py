@@ -51,12 +51,17 @@ class Inspection:
 
 
 def inspect_token(
-    text: str, *, now: float, public_key_for: Callable[[str], str | None] | None = None
+    text: str,
+    *,
+    now: float,
+    public_key_for: Callable[[str], str | None] | None = None,
+    asked: str = "IVS",
 ) -> Inspection:
     """Take `text` apart and judge it as of `now` (Unix seconds).
 
     `public_key_for` returns the SPKI PEM that IVS holds under a `kid`, or None where it holds none;
-    without it the signature is not checked, and the inspection says so. Raises nothing: whatever
+    without it the signature is not checked, and the inspection says so. `asked` is who that was, in
+    words, where it was not IVS itself. Raises nothing: whatever
     `text` is, the answer is an Inspection.
     """
     findings = Findings()
@@ -70,7 +75,7 @@ def inspect_token(
             check_connection_claims(parts.claims, kid, now, findings)
         else:
             check_participant_claims(parts.claims, kid, now, findings)
-    verdict = _check_signature(text.strip(), parts, kid, public_key_for, findings)
+    verdict = _check_signature(text.strip(), parts, kid, public_key_for, asked, findings)
     return Inspection(kind, parts.header, parts.claims, verdict, tuple(findings.items))
 
 
@@ -128,6 +133,7 @@ def _check_signature(
     parts: TokenParts,
     kid: PublicKeyArn | None,
     public_key_for: Callable[[str], str | None] | None,
+    asked: str,
     findings: Findings,
 ) -> SignatureVerdict:
     if parts.signature is None or parts.header is None:
@@ -151,7 +157,7 @@ def _check_signature(
         findings.refuse(
             "unknown_kid",
             "header.kid",
-            "IVS holds no public key under this ARN (never had, or deleted)",
+            f"{asked} has no public key under this ARN (never had, or deleted)",
         )
         return "not_checked"
     try:
