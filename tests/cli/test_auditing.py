@@ -40,6 +40,9 @@ def test_commands_are_recorded_with_their_outcome(audit: Path, capsys: pytest.Ca
     assert refused["outcome"] == "not_found"
     assert banned["userId"].startswith("hmac:")
     assert banned["options"]["stage_arn"] == stage_arn()
+    # What was asked for, in full: that the old secret ends at once is no default.
+    assert run(["callers", "rotate", "game", "--overlap", "0s"]) == 0
+    assert told(audit)[-1]["options"] == {"caller": "game", "overlap": 0}
     text = audit.read_text()
     assert api_key.startswith("tsk_")
     assert api_key not in text

@@ -61,6 +61,7 @@ async def test_actions_are_recorded_one_by_one(audited: Service, path: Path):
         await service.post("/v1/bans", {"until": "never"})
         assert service.client is not None
         await service.client.post("/v1/bans", json={})
+        assert (await service.delete(f"/v1/bans/{made.json()['banId']}")).status_code == 200
         gone = await service.post(
             "/v1/disconnects", {"stageArn": stage_arn(), "participantId": "p1", "reason": "rude"}
         )
@@ -74,6 +75,10 @@ async def test_actions_are_recorded_one_by_one(audited: Service, path: Path):
     assert banned["stageArn"] == stage_arn()
     assert banned["requestId"] == made.headers["x-request-id"]
     assert banned["userId"].startswith("hmac:")
+    (lifted,) = of(path, "ban.lift")
+    assert {name: lifted[name] for name in ("banId", "stageArn", "userId")} == {
+        name: banned[name] for name in ("banId", "stageArn", "userId")
+    }
     assert forbidden["outcome"] == "forbidden"
     assert invalid["outcome"] == "invalid_request"
     assert (unknown["who"], unknown["outcome"]) == (None, "unauthenticated")

@@ -87,8 +87,9 @@ def test_a_secret_in_what_a_caller_wrote_is_not_recorded(text: str):
 
 def test_a_lone_surrogate_does_not_cost_the_record():
     kept = Kept()
-    audit_to(kept).action("ban.add", who="0caller", reason="\ud800")
-    assert kept.lines[0]["reason"] == "'\\ud800'"
+    audit_to(kept).action("ban.add", who="0caller", reason=f"\ud800 {JWT}", token="s3cret")
+    assert kept.lines[0]["reason"] == "'\\ud800 [redacted]'"
+    assert kept.lines[0]["token"] == "'[redacted]'"
 
 
 GROUP = MintGroup("token.mint", "0caller", "arn:stage", "arn:key", "done")
@@ -199,14 +200,16 @@ class Disk:
 
     def __init__(self) -> None:
         self.full = True
-        self.most = 10**9
+        self.most = self.room = 10**9
         self.tries = 0
 
     def write(self, descriptor: int, data: bytes) -> int:
         self.tries += 1
-        if self.full:
+        if self.full or not self.room:
             raise OSError(28, "No space left on device")
-        return real_write(descriptor, bytes(data)[: self.most])
+        written = real_write(descriptor, bytes(data)[: min(self.most, self.room)])
+        self.room -= written
+        return written
 
 
 real_write = os.write
@@ -244,6 +247,19 @@ def test_a_write_that_is_cut_short_goes_on_where_it_stopped(tmp_path: Path, disk
     sink.put(b"abcdefg")
     sink.close()
     assert (tmp_path / "audit.log").read_bytes() == b"abcdefg\n"
+
+
+def test_a_line_that_a_full_disk_cut_off_is_written_whole_on_a_line_of_its_own(
+    tmp_path: Path, disk: Disk
+):
+    disk.full, disk.most, disk.room = False, 2, 4
+    sink = opened(tmp_path / "audit.log", retry_seconds=0.001)
+    sink.put(b"abcdefg")
+    wait_for(lambda: sink.failing is not None)
+    disk.room = 100
+    sink.put(b"next")
+    sink.close()
+    assert (tmp_path / "audit.log").read_bytes() == b"abcd\nabcdefg\nnext\n"
 
 
 def test_a_close_with_a_full_disk_ends_and_counts_what_is_lost(tmp_path: Path, disk: Disk):

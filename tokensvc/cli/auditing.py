@@ -55,7 +55,11 @@ def _record(audit: Audit, context: click.Context, outcome: str) -> None:
     options = {
         name: value
         for name, value in context.params.items()
-        if value not in (None, False, ()) and name not in (_USER_ID, "as_json")
+        # A 0 was asked for, though it equals False.
+        if value is not None
+        and value is not False
+        and value != ()
+        and name not in (_USER_ID, "as_json")
     }
     path = context.command_path.split(" ")[1:]
     audit.action(

@@ -38,6 +38,7 @@ from tokensvc.http.revocation_structs import (
 )
 from tokensvc.http.service import authorize, service_of
 from tokensvc.revocation.ban_store import MAX_LIFTED
+from tokensvc.revocation.bans import Ban
 from tokensvc.revocation.requests import (
     BanSubject,
     parse_ban_request,
@@ -198,10 +199,13 @@ async def lift_ban(request: Request[Any, Any, Any]) -> Answer:
     facts.about = {"banId": ban_id}
     if not service.gate.is_open:
         found = await service.revocations.find_ban(ban_id)
+        facts.about |= _of_subject(found)
         await require_subject(
             service, facts, stage_arn=found.stage_arn, participant_id=found.participant_id
         )
-    return answer_of(BanAnswer.of(await service.revocations.lift(ban_id)))
+    lifted = await service.revocations.lift(ban_id)
+    facts.about |= _of_subject(lifted)
+    return answer_of(BanAnswer.of(lifted))
 
 
 @delete(
@@ -254,7 +258,7 @@ async def lift_bans(request: Request[Any, Any, Any]) -> Answer:
 BAN_ROUTES: Final = (ban, list_bans, get_ban, lift_ban, lift_bans)
 
 
-def _of_subject(subject: BanSubject) -> dict[str, Any]:
+def _of_subject(subject: BanSubject | Ban) -> dict[str, Any]:
     return {
         "stageArn": subject.stage_arn,
         "user_id": subject.user_id,

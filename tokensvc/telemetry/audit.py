@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from structlog.contextvars import get_contextvars
 
 from tokensvc.errors import AuditUnavailableError
-from tokensvc.telemetry.redaction import redact
+from tokensvc.telemetry.redaction import redact_event
 
 __all__ = ["Audit", "AuditMetrics", "MintGroup", "UserIds", "hashed_user_ids", "plain_user_ids"]
 
@@ -201,12 +201,12 @@ class Audit:
             "process": self._process,
             "seq": self._seq,
         }
-        plain = redact(record)
+        plain = redact_event(None, "", record)
         try:
             return _encode(plain)
         except UnicodeEncodeError:
             # A lone surrogate in what a caller sent must not cost the record.
-            return _encode({name: ascii(value) for name, value in record.items()})
+            return _encode({name: ascii(value) for name, value in plain.items()})
 
 
 class AuditMetrics(Collector):

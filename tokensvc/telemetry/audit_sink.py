@@ -31,6 +31,7 @@ CAPACITY: Final = 10_000
 RETRY_SECONDS: Final = 1.0
 _AT_ONCE: Final = 256
 _STDOUT: Final = 1
+_NEWLINE: Final = ord("\n")
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +61,8 @@ class AuditSink:
         self._capacity = capacity
         self._retry_seconds = retry_seconds
         self._descriptor = _STDOUT
+        self._torn = False
+        """Whether the file ends in part of a line, which a full disk has cut off."""
         self._waiting: deque[bytes] = deque()
         self._changed = threading.Condition()
         self._untold = 0
@@ -118,7 +121,7 @@ class AuditSink:
         try:
             self._follow_name()
             for line in batch:
-                _write_line(self._descriptor, line)
+                self._write_line(line)
                 sent += 1
             self._succeeded()
         except OSError as error:
@@ -128,6 +131,14 @@ class AuditSink:
             # Only this thread takes from the left.
             for _ in range(sent):
                 self._waiting.popleft()
+
+    def _write_line(self, line: bytes) -> None:
+        # What is left of a line that was cut off stays a line of its own; the record is written whole.
+        rest = memoryview((b"\n" if self._torn else b"") + line + b"\n")
+        while rest:
+            sent = os.write(self._descriptor, rest)
+            self._torn = rest[sent - 1] != _NEWLINE
+            rest = rest[sent:]
 
     def _pause(self) -> bool:
         """Wait for the next try; False where the sink is being closed, and this was the last one."""
@@ -146,7 +157,7 @@ class AuditSink:
     def _succeeded(self) -> None:
         if self._untold:
             untold = self._untold
-            _write_line(self._descriptor, self._lost(untold))
+            self._write_line(self._lost(untold))
             with self._changed:
                 self._untold -= untold
         if self.failing is not None:
@@ -161,14 +172,8 @@ class AuditSink:
                 return
         fresh = _open(self._path)
         os.close(self._descriptor)
-        self._descriptor = fresh
+        self._descriptor, self._torn = fresh, False
 
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def _write_line(descriptor: int, line: bytes) -> None:
-    rest = memoryview(line + b"\n")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
