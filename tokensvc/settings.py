@@ -290,7 +290,8 @@ class Settings:
         False,
     )
     audit: str | None = _setting(
-        "Where audit records are appended: a file, or stdout. Without it there are none.",
+        "Where audit records are appended: a file, stdout or stderr. Without it there are none. Of"
+        " commands, stdout means stderr.",
         _text,
         None,
     )

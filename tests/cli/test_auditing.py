@@ -23,6 +23,8 @@ def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(audit: Path) -> list[dict[str, Any]]:
+    if not audit.exists():
+        return []
     return [json.loads(line) for line in audit.read_text().splitlines()]
 
 
@@ -47,6 +49,17 @@ def test_commands_are_recorded_with_their_outcome(audit: Path, capsys: pytest.Ca
     assert api_key.startswith("tsk_")
     assert api_key not in text
     assert "ana" not in text
+
+
+def test_what_a_command_prints_is_not_mixed_with_its_record(
+    audit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TOKENSVC_AUDIT", "stdout")
+    assert run(["callers", "add", "game", "--json"]) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["name"] == "game"
+    assert json.loads(printed.err.splitlines()[-1])["action"] == "command.callers.add"
+    assert told(audit) == []
 
 
 def test_a_command_that_cannot_be_recorded_does_nothing(

@@ -273,8 +273,10 @@ def test_a_close_with_a_full_disk_ends_and_counts_what_is_lost(tmp_path: Path, d
     assert "audit_records_lost" in log.getvalue()
 
 
-def test_standard_output(capfdbinary: pytest.CaptureFixture[bytes]):
-    sink = opened("stdout")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_standard_streams(stream: str, capfdbinary: pytest.CaptureFixture[bytes]):
+    sink = opened(stream)
     sink.put(b"{}")
     sink.close()
-    assert capfdbinary.readouterr().out == b"{}\n"
+    told = capfdbinary.readouterr()
+    assert (told.out, told.err) == ((b"{}\n", b"") if stream == "stdout" else (b"", b"{}\n"))

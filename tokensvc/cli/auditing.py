@@ -33,10 +33,10 @@ def audited(settings: Settings) -> Iterator[Audit | None]:
     if settings.audit is None:
         yield None
         return
-    from tokensvc.http.auditing import open_audit
+    from tokensvc.http.auditing import COMMAND_LINE, open_audit
 
     context = click.get_current_context()
-    with open_audit(settings, time.time, via="command line") as audit:
+    with open_audit(settings, time.time, via=COMMAND_LINE) as audit:
         if context.info_name in _READ_ONLY:
             yield audit
             return

@@ -11,10 +11,11 @@ from tokensvc.errors import ConfigurationError
 from tokensvc.keyring.master_key import create_master_key, load_master_key
 from tokensvc.settings import Settings
 from tokensvc.telemetry.audit import Audit, UserIds, hashed_user_ids, plain_user_ids
-from tokensvc.telemetry.audit_sink import AuditSink
+from tokensvc.telemetry.audit_sink import STANDARD_ERROR, STANDARD_OUTPUT, AuditSink
 
-__all__ = ["auditing", "open_audit"]
+__all__ = ["COMMAND_LINE", "auditing", "open_audit"]
 
+COMMAND_LINE: Final = "command line"
 _KEY: Final = "audit key"
 
 
@@ -24,13 +25,18 @@ def open_audit(
 ) -> Iterator[Audit]:
     """Return where actions are recorded, flushed at the end; blocking at both ends.
 
-    `via` says who writes: the service, or the command line. Raises ConfigurationError where the file
+    `via` says who writes: the service, or COMMAND_LINE, which writes to standard error what the service
+    writes to standard output. Raises ConfigurationError where the file
     or the key of the user ids cannot be opened.
     """
     if settings.audit is None:
         yield Audit(None, clock=clock)
         return
-    lines = AuditSink(settings.audit, lost=lambda count: audit.lost(count))
+    target = settings.audit
+    if via == COMMAND_LINE and target == STANDARD_OUTPUT:
+        # There, standard output is what the command answers: a token, a key, JSON.
+        target = STANDARD_ERROR
+    lines = AuditSink(target, lost=lambda count: audit.lost(count))
     audit = Audit(
         lines,
         clock=clock,

@@ -1,4 +1,4 @@
-"""Where audit records go: lines appended to a file or to standard output, by a thread of its own.
+"""Where audit records go: lines appended to a file or to a standard stream, by a thread of its own.
 
 Whoever has a record hands it over and goes on: nothing here waits on a disk for a mint. What waits is
 bounded; beyond that, records are dropped and counted, and the next line that can be written says how
@@ -22,24 +22,25 @@ import structlog
 
 from tokensvc.errors import ConfigurationError
 
-__all__ = ["STANDARD_OUTPUT", "AuditSink"]
+__all__ = ["STANDARD_ERROR", "STANDARD_OUTPUT", "AuditSink"]
 
 STANDARD_OUTPUT: Final = "stdout"
+STANDARD_ERROR: Final = "stderr"
 CAPACITY: Final = 10_000
 """Records that may wait; at some 400 bytes each, 4 MB."""
 
 RETRY_SECONDS: Final = 1.0
 _AT_ONCE: Final = 256
-_STDOUT: Final = 1
+_STREAMS: Final = {STANDARD_OUTPUT: 1, STANDARD_ERROR: 2}
 _NEWLINE: Final = ord("\n")
 
 _log = structlog.get_logger(__name__)
 
 
 class AuditSink:
-    """Appends lines to `target`, a path or `stdout`; `start` before the first, `close` after the last.
+    """Appends lines to `target`, a path, `stdout` or `stderr`.
 
-    `lost` makes the line that tells how many were dropped.
+    `start` comes before the first line, `close` after the last. `lost` makes the line that tells how many were dropped.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class AuditSink:
         """Lines that found the queue full, or were left at the close."""
         self.failing: str | None = None
         """Why the last try to write failed; None where it did not."""
-        self._path = None if target == STANDARD_OUTPUT else Path(target).expanduser()
+        self._target = target
+        self._path = None if target in _STREAMS else Path(target).expanduser()
         self._lost = lost
         self._capacity = capacity
         self._retry_seconds = retry_seconds
-        self._descriptor = _STDOUT
+        self._descriptor = _STREAMS.get(target, -1)
         self._torn = False
         """Whether the file ends in part of a line, which a full disk has cut off."""
         self._waiting: deque[bytes] = deque()
@@ -151,7 +153,7 @@ class AuditSink:
     def _failed(self, error: OSError) -> None:
         reason = error.strerror or str(error)
         if self.failing is None:
-            _log.error("audit_not_written", path=str(self._path or "stdout"), reason=reason)
+            _log.error("audit_not_written", path=str(self._path or self._target), reason=reason)
         self.failing = reason
 
     def _succeeded(self) -> None:
