@@ -40,7 +40,8 @@ _log = structlog.get_logger(__name__)
 class AuditSink:
     """Appends lines to `target`, a path, `stdout` or `stderr`.
 
-    `start` comes before the first line, `close` after the last. `lost` makes the line that tells how many were dropped.
+    `start` comes before the first line, `close` after the last. `lost` makes the line that tells how many
+    were dropped.
     """
 
     def __init__(
