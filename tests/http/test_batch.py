@@ -169,11 +169,11 @@ async def test_no_step_of_a_batch_holds_the_loop_for_longer_than_a_slice(
 async def test_no_step_of_the_largest_batch_holds_the_loop_for_more_than_5_ms(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
-    """What looks at a whole body takes 3 ms of a fake clock, what looks at one item takes 1 ms."""
+    """What looks at a whole body takes 3 ms and more of a fake clock, what looks at one item takes 1 ms."""
     clock = _Clock()
     for name, work in (
         ("tokensvc.http.token_routes.request_ref", 0.003),
-        ("tokensvc.http.token_routes.BatchAnswer", 0.003),
+        ("tokensvc.http.token_routes.BatchAnswer", 0.0035),
         ("tokensvc.http.token_routes._encode", 0.001),
         ("tokensvc.issuing.repeats._keep", 0.001),
         ("tokensvc.issuing.repeats._kept", 0.001),
@@ -201,10 +201,10 @@ async def test_no_step_of_the_largest_batch_holds_the_loop_for_more_than_5_ms(
     body = json.dumps({"defaults": {"stageArn": stage_arn()}, "tokens": tokens}).encode()
     first = await service.send("/v1/tokens/batch", body, Idempotency_Key="once")
     # Three bodies; forty items kept, and encoded; and the answer around them.
-    assert clock.read() == pytest.approx(0.009 + 0.04 + 0.041)
+    assert clock.read() == pytest.approx(0.0095 + 0.04 + 0.041)
     again = await service.send("/v1/tokens/batch", body, Idempotency_Key="once")
     other.cancel()
-    assert clock.read() == pytest.approx(2 * (0.009 + 0.04 + 0.041))
+    assert clock.read() == pytest.approx(2 * (0.0095 + 0.04 + 0.041))
     assert ids_and_problems(again) == ids_and_problems(first)
     held = [after - before for before, after in itertools.pairwise(turns)]
     assert max(held) <= 0.005
