@@ -176,14 +176,19 @@ class Replica:
         self.told.append(version)
 
     async def issue(
-        self, token_id: str, user_id: str | None = "alice", stage: StageArn = STAGE, ttl: int = 3600
+        self,
+        token_id: str,
+        user_id: str | None = "alice",
+        stage: StageArn = STAGE,
+        ttl: int = 3600,
+        backdate: int = 0,
     ) -> None:
         """Issue a token as the mint does: asked before and after the row is recorded."""
         self.bans.admit(str(stage), user_id, token_id)
-        iat = int(self.time.now)
+        now = int(self.time.now)
         made = LedgerRow(
             token_id, "participant", str(stage), REGION, user_id, "k1", None, "backend", "local",
-            iat, iat + ttl, None,
+            now - backdate, now + ttl, None,
         )  # fmt: skip
         await self.writer.record([made])
         self.bans.admit(str(stage), user_id, token_id)

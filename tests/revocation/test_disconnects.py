@@ -359,6 +359,22 @@ async def test_who_comes_back_after_a_kick_without_a_ban_is_left_alone(replica, 
     assert ivs.calls == []
 
 
+async def test_who_comes_back_to_a_stage_that_is_still_being_cleared_is_left_alone(replica, ivs):
+    for number in range(60):
+        await replica.issue(f"p{number}", f"user{number}")
+    accepted = await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.work()
+    await replica.issue("again", "user0", backdate=5)
+    ivs.join(STAGE, "again", "user0")
+    replica.time.now += 30
+    await replica.work(rounds=8)
+    replica.time.now += 30
+    await replica.work(rounds=2)
+    assert (await replica.revocations.progress(accepted.disconnect_id)).done
+    assert ivs.lists > 1
+    assert "again" not in ivs.revoked
+
+
 async def test_a_token_that_was_being_issued_elsewhere_when_the_ban_came_is_found(
     replica, other, ivs
 ):

@@ -94,7 +94,9 @@ class Sweeper:
                 pass  # no such stage, so nobody is on it
             except IvsError as fault:
                 error = fault
-        if request.sweeps < 2:
+        # A second time where a ban stands alone: who is issued a token after a kick may come back with
+        # it, and its `iat`, which is set back for slow clocks, may be from before.
+        if request.sweeps == 0 or (request.ban_id is not None and request.sweeps == 1):
             await self._enqueue_issued(request, connected)
         if error is not None:
             raise error
