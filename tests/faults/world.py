@@ -17,7 +17,7 @@ import httpx
 
 from tests.emulator.support import RunningEmulator
 from tests.faults.asking import Subject, outcome, request_of
-from tests.http.support import REGION, Service, install, running, settings_for
+from tests.http.support import NOW, REGION, Service, install, running, settings_for
 from tokensvc.emulator.verification import TokenVerifier
 
 __all__ = ["Installation", "World", "install_once"]
@@ -125,12 +125,12 @@ class Installation:
             yield world
 
 
-async def install_once(folder: Path) -> Installation:
-    """Make an installation."""
+async def install_once(folder: Path, now: float = NOW) -> Installation:
+    """Make an installation at `now`, in Unix seconds."""
     (folder / "data").mkdir(parents=True)
     api_keys = await asyncio.to_thread(_install, folder / "data")
     subject = Subject("", "", "")
-    async with _running(folder, api_keys, subject) as world:
+    async with _running(folder, api_keys, subject, now=now) as world:
         create = world.emulator.world.create_stage
         subject.stage, subject.new_stage = (
             world.emulator.run(lambda: create(REGION)).arn for _ in range(2)
@@ -147,6 +147,7 @@ async def _running(
     subject: Subject,
     *,
     host: str = "127.0.0.1",
+    now: float = NOW,
     **settings: Any,
 ) -> AsyncIterator[World]:
     service = Service(
@@ -159,6 +160,7 @@ async def _running(
             **settings,
         ),
         None,  # type: ignore[arg-type] - IVS is asked over HTTP
+        now=now,
         api_keys=api_keys,
     )
 

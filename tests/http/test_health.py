@@ -50,6 +50,7 @@ async def test_ready_with_a_canary_for_each_region(service: Service):
         "ledger",
         "signing",
         "clock",
+        "log",
         *regional,
     }
     assert "verified" in checks[f"signing:{REGION}"]["detail"]

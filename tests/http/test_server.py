@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +22,8 @@ import pytest
 from tests.http.support import Service, stage_arn
 from tokensvc.errors import ConfigurationError
 from tokensvc.http.app import create_app
+from tokensvc.http.draining import has_waiting, refuse_connections
+from tokensvc.http.edge import Edge
 from tokensvc.http.protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
 from tokensvc.http.server import Server, bind_socket, serve, server_config
 from tokensvc.settings import PREFIX, Settings
@@ -202,20 +206,96 @@ async def test_pipelined_requests_are_answered_in_order(server: Listening):
     assert (await connection.answer())[2] == {"alive": True}
 
 
-async def test_what_was_accepted_is_answered_after_the_stop(server: Listening):
-    connection = await server.connect()
-    idle = await server.connect()
+async def test_what_was_accepted_is_answered_after_the_stop(
+    server: Listening, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tokensvc.http.server.LINGER_SECONDS", 0.0)
+    answered, begun, idle = [await server.connect() for _ in range(3)]
     request = server.mint()
-    await connection.say(request[:-10])
+    await answered.say(request[:-10])
+    await begun.say(b"GET /heal")
     await until(lambda: bool(server.server.server_state.tasks))
     server.server.should_exit = True
     assert await idle.is_closed()
-    await connection.say(request[-10:])
-    status, headers, body = await connection.answer()
+    await answered.say(request[-10:])
+    await begun.say(b"thz HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, headers, body = await answered.answer()
     assert status == 201
     assert body["token"]
-    assert headers["connection"] == "close"
-    assert await connection.is_closed()
+    for connection, connection_headers in (
+        (answered, headers),
+        (begun, (await begun.answer())[1]),
+    ):
+        assert connection_headers["connection"] == "close"
+        assert await connection.is_closed()
+
+
+async def test_what_comes_on_an_open_connection_while_it_drains_is_answered_as_the_last(
+    server: Listening, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tokensvc.http.server.LINGER_SECONDS", 60.0)
+    health = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    requests = (server.mint()[:-1], server.mint(), health)
+    connections = [await server.connect() for _ in requests]
+    for connection in connections:
+        await connection.say(health)
+        assert "connection" not in (await connection.answer())[1]
+    server.server.should_exit = True
+    edge = server.server.config.app
+    assert isinstance(edge, Edge)
+    await until(lambda: edge.is_draining)
+    for connection, request in zip(connections, requests, strict=True):
+        await connection.say(request)
+        # The first one is under way before the rest of it comes.
+        await until(lambda: bool(server.server.server_state.tasks))
+    await connections[0].say(server.mint()[-1:])
+    for connection in connections:
+        status, headers, _ = await connection.answer()
+        assert status in (200, 201)
+        assert headers["connection"] == "close"
+        assert await connection.is_closed()
+
+
+async def test_who_waits_to_be_accepted_at_the_stop_is_served(stopped: Service):
+    with bind_socket("127.0.0.1", 0) as listener:
+        app = create_app(
+            stopped.settings,
+            clock=lambda: stopped.now,
+            gateway=stopped.ivs,
+            sleep=stopped.sleeper.sleep,
+        )
+        server = Server(server_config(stopped.settings, app), own_socket=True)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        await stopped.at_rest()
+        address = listener.getsockname()
+        server.should_exit = True
+        # Nothing has turned the event loop since, so these are in the queue when the end begins.
+        waiting = [socket.create_connection(address) for _ in range(8)]
+        for one in waiting:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        for one in waiting:
+            one.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=one)
+            assert (await Connection(reader, writer).answer())[0] == 200
+            writer.close()
+        await task
+
+
+def test_a_socket_that_takes_no_more_keeps_those_it_has():
+    with bind_socket("127.0.0.1", 0) as listener, contextlib.ExitStack() as closing:
+        address = listener.getsockname()
+        before = closing.enter_context(socket.create_connection(address))
+        refuse_connections(listener)
+        late = closing.enter_context(socket.socket())
+        late.setblocking(False)
+        assert late.connect_ex(address) == errno.EINPROGRESS
+        assert has_waiting(listener)
+        accepted = closing.enter_context(listener.accept()[0])
+        before.sendall(b"x")
+        assert accepted.recv(1) == b"x"
+        assert not has_waiting(listener)
+        # On the loopback it would be connected by now.
+        assert select.select([], [late], [], 0)[1] == []
 
 
 def test_a_port_that_is_taken_is_one_line():

@@ -28,7 +28,7 @@ from tokensvc.http.connection_routes import CONNECTION_ROUTES
 from tokensvc.http.disconnect_routes import DISCONNECT_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
-from tokensvc.http.health_watch import AuditWatch, DriftWatch
+from tokensvc.http.health_watch import AuditWatch, DriftWatch, LogWatch
 from tokensvc.http.issued_watch import LOOK_SECONDS, IssuedWatch
 from tokensvc.http.key_reports import COUNT_SECONDS, REPORT_SECONDS, KeyReports
 from tokensvc.http.key_routes import KEY_ROUTES
@@ -144,6 +144,8 @@ def create_app(
         metrics.watch(issued)
         told = AuditWatch(audit)
         metrics.watch(told)
+        log = LogWatch()
+        metrics.watch(log)
         drift = DriftWatch(parts.drift, settings.clock_skew)
         metrics.watch_clock(parts.drift.offsets)
         readiness = _readiness(
@@ -155,6 +157,7 @@ def create_app(
                 *watch.checks(),
                 *drift.checks(),
                 *told.checks(),
+                *log.checks(),
                 *admission.checks(),
             ],
         )

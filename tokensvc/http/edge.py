@@ -59,6 +59,8 @@ class Edge:
         """What requests are told to when they are answered; None before anything is served."""
         self.reload: Callable[[], None] = _nothing_to_reload
         """Reads anew what an operator may change while the service runs; for a SIGHUP."""
+        self.is_draining = False
+        """Whether the server is about to end: every answer is then the last one of its connection."""
         self._metrics = metrics
         self._clock = perf_counter
         self._access = AccessLog()

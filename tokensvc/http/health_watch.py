@@ -1,4 +1,4 @@
-"""What readiness and metrics are told of the host's clock and of the audit record."""
+"""What readiness and metrics are told of the host's clock, of the audit record and of the log."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from prometheus_client.registry import Collector
 from tokensvc.http.readiness import Check
 from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.telemetry.audit import Audit, AuditMetrics
+from tokensvc.telemetry.logging import log_stream
 
-__all__ = ["READING_SECONDS", "AuditWatch", "DriftWatch", "describe_drift"]
+__all__ = ["READING_SECONDS", "AuditWatch", "DriftWatch", "LogWatch", "describe_drift"]
 
 READING_SECONDS: Final = 900.0
 """How old a reading of AWS's clock may be; the rotation asks IVS far more often."""
@@ -66,3 +67,27 @@ class AuditWatch(Collector):
         if lines.dropped:
             detail += f" {lines.dropped} were lost."
         return [Check("audit", failing is None, self._audit.required, detail)]
+
+
+class LogWatch(Collector):
+    """Watches whether log lines are written: where they are not, the log cannot say so."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield how many lines this process lost."""
+        lines = log_stream()
+        yield CounterMetricFamily(
+            "tokensvc_log_lines_lost",
+            "Log lines that could not be written.",
+            value=0 if lines is None else lines.lost,
+        )
+
+    def checks(self) -> list[Check]:
+        """Return one check, which no process is taken out of service for; none where nothing is logged."""
+        lines = log_stream()
+        if lines is None:
+            return []
+        failing = lines.failing
+        detail = "Log lines are written." if failing is None else f"Not written: {failing}."
+        if lines.lost:
+            detail += f" {lines.lost} were lost."
+        return [Check("log", failing is None, False, detail)]

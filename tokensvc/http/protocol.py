@@ -126,8 +126,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._short is None:
             self._begin_scope()
             super().on_headers_complete()
-            if self.parser.should_upgrade():
-                # There is no other protocol here, and the parser has given up on this one.
+            # There is no other protocol here, and the parser has given up on this one.
+            if self.parser.should_upgrade() or self._edge.is_draining:
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -149,6 +149,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # One for all of them, as only one at a time is under way.
         cycle = self._short_cycle
         cycle.response_complete = False
+        cycle.keep_alive = not self._edge.is_draining
         self.cycle = cycle  # type: ignore[assignment]
         cycle.task = self.loop.create_task(self._answer(cycle, short, self.headers, body))
         self.tasks.add(cycle.task)
@@ -181,6 +182,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._short = None
         self._begin_scope()
         super().on_headers_complete()
+        self.cycle.keep_alive = not self._edge.is_draining
         for chunk in self._chunks:
             super().on_body(chunk)
         self._chunks.clear()
@@ -263,6 +265,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._idle_timer = self.loop.call_later(left, self._end_if_idle)
         else:
             self.timeout_keep_alive_handler()
+
+    def drain(self) -> None:
+        """Let the answer under way, if there is one, be the last of the connection."""
+        if self._is_answering():
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close a connection on which nothing is under way; any other closes after its answer."""
+        self.drain()
+        # A head that does not end is given up in time.
+        if not self._is_answering() and not (self._in_head and self._head_bytes):
+            self.transport.close()
+
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # type: ignore[redundant-expr]
 
     def _watch_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)

@@ -1,8 +1,12 @@
 """The server: uvicorn on one socket, in one process or in several.
 
 The socket is bound and listened on before anything else, so a port that is taken is known at once, and
-connections that come while a worker is being replaced wait in the socket's queue. SIGTERM and SIGINT
-end the accepting; what was accepted is answered, within `TOKENSVC_SHUTDOWN_GRACE` seconds.
+connections that come while a worker is being replaced wait in the socket's queue.
+
+SIGTERM and SIGINT end the accepting; what was accepted is answered, within `TOKENSVC_SHUTDOWN_GRACE`
+seconds. That includes who waits in the queue, and requests that are on their way on connections that
+are kept open: for LINGER_SECONDS they are served, each with `Connection: close`, and only what is idle
+then is closed.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import uvicorn
 from tokensvc.errors import ConfigurationError
 from tokensvc.http.admission import oidc_config, read_policy
 from tokensvc.http.app import create_app
+from tokensvc.http.draining import has_waiting, refuse_connections
 from tokensvc.http.edge import Edge
 from tokensvc.http.parts import open_parts
 from tokensvc.http.protocol import BoundedHttpProtocol
@@ -40,6 +45,11 @@ BACKLOG: Final = 2048
 
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the 60 seconds after which load balancers commonly reuse a connection no more."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long, after the signal, a request on a connection that was idle is still answered."""
+
+_LOOK_SECONDS: Final = 0.01
 
 _GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Objects made and not freed before the young ones are looked through; Python's own is 700."""
@@ -132,7 +142,10 @@ def serve_alone(
     app = create_app(
         settings, tend_keys=tend_keys, limit_share=1 / settings.workers, siblings=siblings
     )
-    server = Server(server_config(settings, app), own_process=True)
+    # The socket of several workers is their parent's to end.
+    server = Server(
+        server_config(settings, app), own_process=True, own_socket=settings.workers == 1
+    )
     try:
         server.run(sockets=[listener])
     except SystemExit:
@@ -152,16 +165,45 @@ def serve_as_worker(settings: Settings, listener: socket.socket, wires: Wires, i
 class Server(uvicorn.Server):
     """uvicorn's server, which after a signal ends as a program that did what it was asked to."""
 
-    def __init__(self, config: uvicorn.Config, *, own_process: bool = False) -> None:
-        """Take `own_process` where nothing but this server runs in the process: it is tuned for it."""
+    def __init__(
+        self, config: uvicorn.Config, *, own_process: bool = False, own_socket: bool = False
+    ) -> None:
+        """Take `own_process` where nothing but this server runs in the process: it is tuned for it.
+
+        And `own_socket` where no other process accepts on its socket.
+        """
         super().__init__(config)
         self._own_process = own_process
+        self._own_socket = own_socket
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve, with what has been loaded by then left out of garbage collection."""
         await super().startup(sockets)
         if self._own_process:
             _settle()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, then close; see above."""
+        listeners = sockets or []
+        if self._own_socket:
+            for listener in listeners:
+                refuse_connections(listener)
+        edge: Edge = self.config.app  # type: ignore[assignment]
+        edge.is_draining = True
+        _log.info("draining", connections=len(self.server_state.connections))
+        for connection in self.server_state.connections:
+            connection.drain()  # type: ignore[union-attr]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LINGER_SECONDS
+        while not self.force_exit and loop.time() < until:
+            waiting = any(map(has_waiting, listeners))
+            # Who waited is a connection after this, if the socket is ours alone.
+            await asyncio.sleep(_LOOK_SECONDS)
+            if not waiting and not self.server_state.connections:
+                break
+        # A process that was held up looks once more at what has come meanwhile.
+        await asyncio.sleep(_LOOK_SECONDS)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

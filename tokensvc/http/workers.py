@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import structlog
 
 from tokensvc.errors import TokenServiceError
+from tokensvc.http.draining import refuse_connections
 from tokensvc.http.siblings import Wires
 from tokensvc.settings import Settings
 
@@ -190,7 +191,10 @@ def run_workers(settings: Settings, listener: socket.socket, serve: Serve) -> No
                 supervisor.reload()
             if asked.is_set() and not supervisor.stopping:
                 _log.info("draining", workers=len(supervisor.workers))
+                refuse_connections(listener)
                 supervisor.stop()
+                # The workers empty its queue, and are the last to close it.
+                listener.close()
             sentinels = [worker.sentinel for worker in supervisor.workers]  # type: ignore[attr-defined]
             # A worker that dies wakes the parent; a signal is seen at the latest after the timeout.
             wait(sentinels, timeout=POLL_SECONDS) if sentinels else asked.wait(POLL_SECONDS)

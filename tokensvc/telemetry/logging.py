@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TextIO
+from datetime import UTC, datetime
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
 from structlog.typing import Processor
 
+from tokensvc.telemetry.log_stream import LogStream
 from tokensvc.telemetry.redaction import redact_event
 
-__all__ = ["configure_logging", "json_line_writer"]
+__all__ = ["configure_logging", "json_line_writer", "log_stream"]
 
 _QUIET: Final = (
     "aiosqlite",
@@ -43,7 +45,9 @@ def configure_logging(
     `level` is debug, info, warning or error; `log_format` is json or console; `stream` is standard
     error where None.
     """
-    stream = sys.stderr if stream is None else stream
+    lines = LogStream(
+        sys.stderr if stream is None else stream, told=lambda count: _tell_lost(count, log_format)
+    )
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
@@ -53,10 +57,10 @@ def configure_logging(
             _renderer(log_format),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=_NamedLoggers(stream, says_info=threshold <= logging.INFO),
+        logger_factory=_NamedLoggers(lines, says_info=threshold <= logging.INFO),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *_enrichment()],
@@ -88,21 +92,27 @@ def json_line_writer(name: str) -> Callable[[str], None] | None:
     return None
 
 
+def log_stream() -> LogStream | None:
+    """Return where this process's lines go; None where `configure_logging` was not called."""
+    factory = structlog.get_config()["logger_factory"]
+    return factory.lines if isinstance(factory, _NamedLoggers) else None
+
+
 class _NamedLine(structlog.WriteLogger):
     """Writes lines, and knows the name that `get_logger` was given."""
 
-    def __init__(self, stream: TextIO, name: str | None) -> None:
-        super().__init__(stream)
+    def __init__(self, lines: LogStream, name: str | None) -> None:
+        super().__init__(cast("TextIO", lines))
         self.name = name
 
 
 class _NamedLoggers:
-    def __init__(self, stream: TextIO, *, says_info: bool) -> None:
-        self._stream = stream
+    def __init__(self, lines: LogStream, *, says_info: bool) -> None:
+        self.lines = lines
         self.says_info = says_info
 
     def __call__(self, *args: Any) -> _NamedLine:
-        return _NamedLine(self._stream, args[0] if args else None)
+        return _NamedLine(self.lines, args[0] if args else None)
 
 
 def _enrichment() -> list[Processor]:
@@ -119,6 +129,17 @@ def _add_name(logger: Any, _method: str, event: structlog.typing.EventDict) -> A
     if name is not None:
         event.setdefault("logger", name)
     return event
+
+
+def _tell_lost(count: int, log_format: str) -> str:
+    event = {
+        "event": "log_lines_lost",
+        "count": count,
+        "level": "error",
+        "logger": __name__,
+        "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+    return str(_renderer(log_format)(None, "error", event))
 
 
 def _renderer(log_format: str) -> Processor:
