@@ -143,14 +143,20 @@ class RegionalClients:
 def make_session(credentials: StaticCredentials | None) -> Session:
     """Return a boto3 session that logs no wire contents; without credentials, of the usual chain."""
     from boto3.session import Session
+    from botocore.session import get_session
+
+    from tokensvc.ivs.aws_data import FewEndpoints
 
     _keep_wire_contents_out_of_logs()
+    core = get_session()
+    core.get_component("data_loader").file_loader = FewEndpoints()
     if credentials is None:
-        return Session()
+        return Session(botocore_session=core)
     return Session(
         aws_access_key_id=credentials.access_key_id,
         aws_secret_access_key=credentials.secret_access_key,
         aws_session_token=credentials.session_token,
+        botocore_session=core,
     )
 
 
