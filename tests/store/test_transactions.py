@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, select
 from sqlalchemy.exc import IntegrityError
 
-from tokensvc.store.transactions import insert_rows
+from tokensvc.store.transactions import insert_absent, insert_rows
 
 NUMBERS = Table("numbers", MetaData(), Column("number", Integer), Column("name", Text))
 
@@ -34,16 +36,30 @@ def inserted(counts: range | tuple[int, ...]) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 100, 512, 513, 1000, 2000])
+@pytest.mark.parametrize("count", [0, 1, 5, 63, 64, 65, 100, 255, 256, 257, 1000, 2000])
 def test_every_row_is_there_once_and_in_few_statements(count: int):
-    made = inserted((count,))
-    assert len(made) <= 4 + count // 512
-    if 0 < count <= 64:
-        assert len(made) == 1
+    assert len(inserted((count,))) == ceil(count / 256)
 
 
 def test_numbers_of_rows_however_many_make_few_different_statements():
-    assert len(set(inserted(range(0, 2000, 7)))) <= 64 + 3
+    assert len(set(inserted(range(0, 2000, 7)))) <= 15
+
+
+def test_of_rows_that_may_be_there_the_others_are_inserted_once_and_in_few_statements():
+    engine = create_engine("sqlite://")
+    unique = Table("names", MetaData(), Column("name", Text, unique=True), Column("of", Integer))
+    unique.create(engine)
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    with engine.begin() as connection:
+        for count in range(1, 300, 3):
+            rows = [{"name": f"n{number}", "of": count} for number in range(count)]
+            insert_absent(connection, unique, rows)
+        made = list(statements)
+        stored = connection.execute(select(unique)).all()
+    assert {row.name: row.of for row in stored} == {f"n{n}": -(-n // 3) * 3 + 1 for n in range(298)}
+    assert len(stored) == 298
+    assert len(set(made)) <= 15
 
 
 def test_a_row_that_is_refused_leaves_none_of_the_transaction():

@@ -19,9 +19,10 @@ figures, beside those of COPY).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
@@ -44,16 +45,13 @@ _log = structlog.get_logger(__name__)
 MAX_ATTEMPTS: Final = 4
 """Of a transaction that a deadlock, or a conflict of the same kind, has ended."""
 
-MAX_PARAMETERS: Final = 32_000
-"""Of one statement; SQLite takes 32,766."""
-
 ROWS_PER_STATEMENT: Final = 500
 """On PostgreSQL, whose driver encodes them on the event loop: 1 to 2 ms."""
 
-
-_SMALLEST_BLOCK: Final = 64
-_LARGEST_BLOCK: Final = 512
-"""Rows of one statement: any number up to the smallest, and above it that doubled again and again."""
+_LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+"""Rows that a statement on SQLite has room for. sqlite3 keeps the last statements prepared, 2 KB a row with
+the values last bound to them: one of each length up to 64 took it 5 MB, and up to thousands a hundred. What
+is left empty costs next to nothing. A table may have 100 columns: SQLite takes 32,766 parameters."""
 
 
 class Transactions(Protocol):
@@ -160,39 +158,36 @@ def insert_rows(
             some = rows[start : start + ROWS_PER_STATEMENT]
             connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
         return
-    start = 0
-    for count in _blocks(len(rows), MAX_PARAMETERS // len(columns)):
-        some = rows[start : start + count]
-        start += count
-        statement = _values_statement(table, columns, count)
-        connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
+    _run_filled(connection, partial(_values_statement, table, columns), len(columns), rows)
 
 
-def _blocks(rows: int, at_most: int) -> Iterator[int]:
-    """Cut a number of rows into few statements, of few different lengths.
+def _run_filled(
+    connection: Connection,
+    statement_of: Callable[[int], str],
+    width: int,
+    rows: Sequence[Sequence[object]],
+) -> None:
+    """Run one statement for as many rows as fit; `statement_of` takes for how many it has room."""
+    for start in range(0, len(rows), _LENGTHS[-1]):
+        some = rows[start : start + _LENGTHS[-1]]
+        room = _LENGTHS[bisect_left(_LENGTHS, len(some))]
+        empty = (None,) * ((room - len(some)) * width)
+        values = (*chain.from_iterable(some), *empty, len(some))
+        connection.exec_driver_sql(statement_of(room), values)
 
-    sqlite3 keeps the last statements prepared; one of each length up to thousands of rows took it a
-    hundred megabytes.
-    """
-    block = min(_LARGEST_BLOCK, at_most)
-    while block > _SMALLEST_BLOCK:
-        while rows >= block:
-            yield block
-            rows -= block
-        block //= 2
-    while rows:
-        count = min(rows, _SMALLEST_BLOCK, at_most)
-        yield count
-        rows -= count
+
+def _values(columns: tuple[str, ...], room: int) -> str:
+    """Return what gives as many rows as its last parameter says, and has room for more."""
+    row = f"({', '.join(['?'] * len(columns))})"
+    return f"SELECT * FROM (VALUES {', '.join([row] * room)}) LIMIT ?"  # noqa: S608
 
 
 @lru_cache(maxsize=128)
-def _values_statement(table: Table, columns: tuple[str, ...], count: int) -> str:
-    row_texts = ["(" + ", ".join(["?"] * len(columns)) + ")"] * count
+def _values_statement(table: Table, columns: tuple[str, ...], room: int) -> str:
     # Names of our own tables and columns; every value is a parameter. Without OR FAIL, SQLite copies each
     # page aside before the statement changes it, so as to undo the statement alone; that took as long
     # as a third to a half of all else. Here a row that is refused undoes the whole transaction anyway.
-    return f"INSERT OR FAIL INTO {table.name} ({', '.join(columns)}) VALUES {', '.join(row_texts)}"  # noqa: S608
+    return f"INSERT OR FAIL INTO {table.name} ({', '.join(columns)}) {_values(columns, room)}"
 
 
 @lru_cache(maxsize=16)
@@ -226,19 +221,12 @@ def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str,
         return
     # Many rows in one statement, as in `insert_rows`.
     columns = tuple(rows[0])
-    start = 0
-    for count in _blocks(len(rows), MAX_PARAMETERS // len(columns)):
-        some = rows[start : start + count]
-        start += count
-        connection.exec_driver_sql(
-            _absent_statement(table, columns, count),
-            tuple(row[name] for row in some for name in columns),
-        )
+    values = [[row[name] for name in columns] for row in rows]
+    _run_filled(connection, partial(_absent_statement, table, columns), len(columns), values)
 
 
 @lru_cache(maxsize=128)
-def _absent_statement(table: Table, columns: tuple[str, ...], count: int) -> str:
-    row_texts = ["(" + ", ".join(["?"] * len(columns)) + ")"] * count
+def _absent_statement(table: Table, columns: tuple[str, ...], room: int) -> str:
     into = f"{table.name} ({', '.join(columns)})"
     # Names of our own tables and columns; every value is a parameter.
-    return f"INSERT INTO {into} VALUES {', '.join(row_texts)} ON CONFLICT DO NOTHING"  # noqa: S608
+    return f"INSERT INTO {into} {_values(columns, room)} ON CONFLICT DO NOTHING"
