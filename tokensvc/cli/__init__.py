@@ -15,6 +15,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit."""
     try:
+        from tokensvc.telemetry.structlog_alone import load_structlog
+
+        load_structlog()
         from tokensvc.cli.root import run
 
         code = run(sys.argv[1:])

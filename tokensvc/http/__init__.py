@@ -6,3 +6,8 @@ as a problem (`problems.py`, RFC 9457). Handlers read their bodies themselves (`
 and hand plain JSON values to `tokensvc.tokens.validate`; `structs.py` and `openapi.py` say the same
 to readers of `/schema`. `app.py` is the only place where parts are wired together.
 """
+
+from tokensvc.telemetry.structlog_alone import load_structlog
+
+# A worker is born here, without `tokensvc.cli`, and all that follows loads structlog.
+load_structlog()
