@@ -117,6 +117,12 @@ class Histories(RuleBasedStateMachine):
             assert not known, "a token was handed out after the answer to a ban"
             self.tokens.append(token)
 
+    @rule(at=REPLICAS, user=USERS, stage=STAGES, ttl=st.sampled_from([60, 3600]))
+    def mint_for_a_crowd(self, at: int, user: str, stage: StageArn, ttl: int) -> None:
+        """More tokens than one round of calls takes, so that some expire before their turn."""
+        for _ in range(12):
+            self.mint(at, user, stage, ttl)
+
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())
     def join(self, data: st.DataObject) -> None:
