@@ -27,6 +27,8 @@ $(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the pinned dependencies into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@# So that not even the first start has to compile, nor any where Python may not write.
+	@$(BIN)/python -m compileall -q tokensvc
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(BIN)/python
