@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -22,6 +24,8 @@ from tokensvc.errors import StoreUnavailableError
 from tokensvc.http.health_watch import READING_SECONDS, DriftWatch
 from tokensvc.ivs.clock_drift import ClockDrift
 from tokensvc.keyring import RingView
+from tokensvc.ledger import LedgerWriter
+from tokensvc.revocation import BanList
 from tokensvc.signing import SigningKey, generate_private_key, public_key_pem
 
 
@@ -36,6 +40,38 @@ async def test_alive_needs_no_api_key_and_no_other_part(service: Service):
     service.now += 10_000
     answer = await service.get("/healthz", caller=None)
     assert (answer.status_code, answer.json()) == (200, {"alive": True})
+
+
+async def dies(service: Service) -> None:
+    answer = await service.get("/healthz", caller=None)
+    while answer.status_code == 200:
+        await asyncio.sleep(0)
+        answer = await service.get("/healthz", caller=None)
+    assert (answer.status_code, answer.json()) == (503, {"alive": False})
+
+
+async def test_work_that_has_ended_is_not_alive_since_only_a_restart_begins_it_again(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def end(self: BanList, sleep: Callable[[float], Awaitable[object]]) -> None:
+        await sleep(12_345.0)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(BanList, "run", end)
+    async with running(stopped) as service:
+        assert (await service.get("/healthz", caller=None)).status_code == 200
+        service.sleeper.nudge(longest=12_345.0)
+        await dies(service)
+
+
+async def test_a_ledger_that_writes_no_more_is_not_alive(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken:
+        broken.setattr(LedgerWriter, "_take", lambda self: 1 // 0)
+        waiting = asyncio.create_task(service.mint())
+        await dies(service)
+    waiting.cancel()
 
 
 async def test_ready_with_a_canary_for_each_region(service: Service):

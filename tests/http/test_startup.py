@@ -167,7 +167,9 @@ async def test_background_work_that_ends_by_a_fault_is_told_at_once(log: io.Stri
     async def work() -> None:
         raise ZeroDivisionError("a bug")
 
-    async with background.running([work()]):
-        while "background_work_ended" not in log.getvalue():  # noqa: ASYNC110 - it has no event
+    ended: list[str] = []
+    async with background.running([work()], ended.append):
+        while not ended:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
+    assert "background_work_ended" in log.getvalue()
     assert "ZeroDivisionError" in log.getvalue()

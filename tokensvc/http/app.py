@@ -164,7 +164,16 @@ def create_app(
         await readiness.sign_canaries()
         _watch(parts, metrics)
         admission.watch(metrics)
-        service = _service(settings, parts, admission, readiness, metrics, audit)
+        ended: list[str] = []
+        service = _service(
+            settings,
+            parts,
+            admission,
+            readiness,
+            metrics,
+            audit,
+            is_alive=lambda: not ended and not parts.writer.has_ended(),
+        )
         install(app.state, service)
         janitor = LedgerJanitor(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
@@ -239,7 +248,7 @@ def create_app(
             )
         background.append(sharing.run(sleep))
         answering = nullcontext() if siblings is None else siblings.answering(parts.desk.bans)
-        async with sharing.taking_part(), running(background), answering:
+        async with sharing.taking_part(), running(background, ended.append), answering:
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload
@@ -271,6 +280,7 @@ def _service(
     readiness: Readiness,
     metrics: Metrics,
     audit: Audit,
+    is_alive: Callable[[], bool],
 ) -> Service:
     return Service(
         desk=parts.desk.tokens,
@@ -282,6 +292,7 @@ def _service(
         view=parts.ring.view,
         public_keys=parts.gateway,
         readiness=readiness,
+        is_alive=is_alive,
         metrics=metrics,
         audit=audit,
         clock=parts.clock,

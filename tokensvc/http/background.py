@@ -2,7 +2,8 @@
 
 A round that fails is logged and followed by the next one: nothing here ends the process, and nothing
 here ends because something else failed. A fault that goes on is logged when it begins and when it ends,
-not once a second.
+not once a second. Should a loop end all the same, only another process does its work again: `/healthz`
+is told.
 """
 
 from __future__ import annotations
@@ -59,11 +60,16 @@ def log_fault(name: str, fault: Exception) -> None:
 
 
 @asynccontextmanager
-async def running(work: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run each of `work` as a task inside, and end them at the exit, waiting 5 seconds at most."""
+async def running(
+    work: Sequence[Coroutine[Any, Any, None]], ended: Callable[[str], object]
+) -> AsyncIterator[None]:
+    """Run each of `work` as a task inside, and end them at the exit, waiting 5 seconds at most.
+
+    `ended` is told, in words, which of them ends by a fault.
+    """
     tasks = [asyncio.create_task(one) for one in work]
     for task in tasks:
-        task.add_done_callback(_tell_end)
+        task.add_done_callback(lambda task: _tell_end(task, ended))
     try:
         yield
     finally:
@@ -75,7 +81,9 @@ async def running(work: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[No
                 _log.warning("background_work_does_not_stop", work=repr(task.get_coro()))
 
 
-def _tell_end(task: asyncio.Task[None]) -> None:
+def _tell_end(task: asyncio.Task[None], ended: Callable[[str], object]) -> None:
     # Nothing here is meant to end by a fault; if it does, it must not be found out by what is missing.
     if not task.cancelled() and (fault := task.exception()) is not None:
-        _log.error("background_work_ended", work=repr(task.get_coro()), exc_info=fault)
+        work = repr(task.get_coro())
+        _log.error("background_work_ended", work=work, exc_info=fault)
+        ended(work)

@@ -19,18 +19,29 @@ from tokensvc.telemetry.metrics import Metrics
 __all__ = ["HEALTH_ROUTES"]
 
 _JSON: Final = "application/json"
-_NOT_READY: Final = 503
+_UNAVAILABLE: Final = 503
 _encode = msgspec.json.Encoder().encode
 
 
 @get(
     "/healthz",
     summary="Tell whether the process answers",
-    opt=documented(RouteDoc(operation_id="healthz", answer=LivenessAnswer)),
+    opt=documented(
+        RouteDoc(
+            operation_id="healthz",
+            answer=LivenessAnswer,
+            statuses={_UNAVAILABLE: "A part that never ends has ended; only a restart cures that."},
+        )
+    ),
 )
-async def healthz() -> ASGIResponse:
-    """Answer; nothing that may fail is asked, so that a fault elsewhere never restarts the process."""
-    return ASGIResponse(body=_encode(LivenessAnswer(alive=True)), media_type=_JSON)
+async def healthz(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Tell whether all that never ends still runs; a fault elsewhere never restarts the process."""
+    alive = service_of(request).is_alive()
+    return ASGIResponse(
+        body=_encode(LivenessAnswer(alive=alive)),
+        status_code=200 if alive else _UNAVAILABLE,
+        media_type=_JSON,
+    )
 
 
 @get(
@@ -40,7 +51,7 @@ async def healthz() -> ASGIResponse:
         RouteDoc(
             operation_id="readyz",
             answer=ReadinessAnswer,
-            statuses={_NOT_READY: "Not ready; `checks` says why."},
+            statuses={_UNAVAILABLE: "Not ready; `checks` says why."},
         )
     ),
 )
@@ -55,7 +66,7 @@ async def readyz(request: Request[Any, Any, Any]) -> ASGIResponse:
         ],
     )
     return ASGIResponse(
-        body=_encode(answer), status_code=200 if ready else _NOT_READY, media_type=_JSON
+        body=_encode(answer), status_code=200 if ready else _UNAVAILABLE, media_type=_JSON
     )
 
 

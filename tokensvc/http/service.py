@@ -93,6 +93,8 @@ class Service:
     view: Callable[[], RingView]
     public_keys: PublicKeys
     readiness: Readiness
+    is_alive: Callable[[], bool]
+    """False where only another process can do this one's work again."""
     metrics: Metrics
     audit: Audit
     clock: Callable[[], float]

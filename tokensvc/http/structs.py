@@ -243,7 +243,7 @@ class InspectionAnswer(Struct, rename="camel"):
 
 
 class LivenessAnswer(Struct):
-    """This process answers; of anything else `/readyz` tells."""
+    """Whether this process can go on; false where only a restart helps. Of all else `/readyz` tells."""
 
     alive: bool
 

@@ -152,6 +152,10 @@ class LedgerWriter:
         """Return the seconds since the database last failed a commit; None after one that succeeded."""
         return None if self._failed_at is None else max(0.0, self._monotonic() - self._failed_at)
 
+    def has_ended(self) -> bool:
+        """Tell whether it has ended by a fault of its own: nothing is recorded any more."""
+        return self._task is not None and self._task.done() and not self._closing
+
     def start(self) -> None:
         """Begin to write."""
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
