@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.faults import test_processes
 from tests.faults.asking import COLUMNS
 from tests.faults.rows import ROWS, Row
 from tests.faults.table import TABLE
-from tests.faults.world import Installation, World, install_once
+from tests.faults.world import Installation, World
 
 MOST_ROUNDS = 60
-
-
-@pytest.fixture(autouse=True, scope="module")
-def aws_environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEMULATOR0000")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-        # How often IVS may be asked is not the matter here.
-        patch.setattr("tokensvc.ivs.budgets.WINDOW_SECONDS", 0.001)
-        yield
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def installation(
-    tmp_path_factory: pytest.TempPathFactory, aws_environment: None
-) -> Installation:
-    return await install_once(tmp_path_factory.mktemp("faults") / "installation")
 
 
 def test_every_fault_of_the_table_is_tried():
