@@ -16,9 +16,11 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.markers import Marker
+
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
-PIN = re.compile(r"^([a-z0-9._-]+)(?:\[[a-z0-9,_-]+\])?==([^ ;\\]+)( ;[^\\]*)?", re.IGNORECASE)
+PIN = re.compile(r"^([a-z0-9._-]+)(?:\[[a-z0-9,_-]+\])?==([^ ;\\]+)(?: ;([^\\]*))?", re.IGNORECASE)
 AUDIT_SECONDS = 90
 
 
@@ -26,9 +28,12 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def read_lock(path: Path, faults: list[str]) -> dict[str, tuple[str, bool]]:
-    """Return version and "has an environment marker" by package."""
-    pins: dict[str, tuple[str, bool]] = {}
+def read_lock(path: Path, faults: list[str]) -> dict[str, str]:
+    """Return the versions, by package, that this Python on this system is to have.
+
+    A package may be in the lock twice, for Pythons that need different versions of it.
+    """
+    pins: dict[str, str] = {}
     for number, entry in enumerate(re.split(r"\n(?=[^\s#])", path.read_text("utf-8")), 1):
         if re.search(r"https?://|--(extra-)?index-url|--find-links|file:", entry):
             faults.append(f"{path.name}: entry {number} names an address")
@@ -39,24 +44,23 @@ def read_lock(path: Path, faults: list[str]) -> dict[str, tuple[str, bool]]:
             faults.append(f"{path.name}: entry {number} is not pinned: {entry.splitlines()[0]}")
         elif "--hash=sha256:" not in entry:
             faults.append(f"{path.name}: {match[1]} has no hash")
-        else:
-            pins[normal(match[1])] = (match[2], match[3] is not None)
+        elif match[3] is None or Marker(match[3].strip()).evaluate():
+            pins[normal(match[1])] = match[2]
     return pins
 
 
-def check_installed(pins: dict[str, tuple[str, bool]], faults: list[str]) -> None:
-    for name, (pinned, conditional) in pins.items():
+def check_installed(pins: dict[str, str], faults: list[str]) -> None:
+    for name, pinned in pins.items():
         try:
             installed = version(name)
         except PackageNotFoundError:
-            if not conditional:
-                faults.append(f"{name} {pinned} is in the lock and not installed")
+            faults.append(f"{name} {pinned} is in the lock and not installed")
             continue
         if installed != pinned:
             faults.append(f"{name}: {installed} is installed, the lock says {pinned}")
 
 
-def check_declared(pins: dict[str, tuple[str, bool]], faults: list[str]) -> None:
+def check_declared(pins: dict[str, str], faults: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared = [*project["dependencies"]]
     for extra in project["optional-dependencies"].values():
@@ -95,8 +99,8 @@ def main() -> int:
     faults: list[str] = []
     run = read_lock(ROOT / LOCKS[0], faults)
     dev = read_lock(ROOT / LOCKS[1], faults)
-    for name, (pinned, _) in run.items():
-        if dev.get(name, (None,))[0] != pinned:
+    for name, pinned in run.items():
+        if dev.get(name) != pinned:
             faults.append(f"{name} {pinned} is pinned for running and not the same for testing")
     check_installed(dev, faults)
     check_declared(dev, faults)
