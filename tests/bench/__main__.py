@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from tests.bench.figures import Report
+from tests.bench.goals import goals_text
 from tests.bench.machine import circumstances
 from tests.bench.rounds import Options
 from tests.bench.sections import RUNS
@@ -20,7 +21,7 @@ from tests.bench.table import text_table
 
 
 def main() -> int:
-    """Measure, print a table, and write the JSON beside it."""
+    """Measure, print a table and what was reached, and write the JSON beside it."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each HTTP round")
@@ -46,7 +47,7 @@ def main() -> int:
         if options.json:
             report.save(options.json)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    print(text_table(report))
+    print(text_table(report), goals_text(report), sep="\n\n")
     return 0
 
 

@@ -76,7 +76,7 @@ class Service:
     def requests(self, tokens: int = 1, *, idempotency: bool = False) -> Requests:
         """Return mints for this service's load."""
         of = self.installation
-        return Requests(self.port, of.api_key, of.stage, tokens, idempotency)
+        return Requests(self.pid, self.port, of.api_key, of.stage, tokens, idempotency)
 
     def look_up(self, queries: Iterable[Mapping[str, str]]) -> list[float]:
         """Ask `GET /v1/tokens` for each query, on one connection; return milliseconds of each."""

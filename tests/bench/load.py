@@ -32,6 +32,8 @@ _runs = count(1)
 class Requests:
     """What is asked for: `tokens` a request, more than one as a batch; each for another user."""
 
+    pid: int
+    """The server's process, or that of which its processes are children."""
     port: int
     api_key: str
     stage: str

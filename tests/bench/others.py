@@ -88,8 +88,8 @@ class Other:
         return ""
 
     @contextmanager
-    def running(self) -> Iterator[tuple[int, Requests]]:
-        """Run it on the core of the service, and check a token of it; yields its pid, and what to ask."""
+    def running(self) -> Iterator[Requests]:
+        """Run it on the core of the service, and check a token of it; yields what to ask."""
         key = ec.generate_private_key(ec.SECP384R1())
         api_key, port = secrets.token_urlsafe(24), _free_port()
         with tempfile.TemporaryDirectory() as folder:
@@ -116,10 +116,10 @@ class Other:
                 stdout=subprocess.DEVNULL,
             )
             try:
-                requests = Requests(port, api_key, _STAGE)
+                requests = Requests(process.pid, port, api_key, _STAGE)
                 _wait_for(process, port)
                 _check(requests, key.public_key())
-                yield process.pid, requests
+                yield requests
             finally:
                 process.kill()
                 process.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tests.bench.figures import PER_SECOND, Figure
@@ -36,50 +36,45 @@ class _Round:
 
 def rounds_of(
     section: str,
-    kinds: dict[str, Requests],
-    pid: int,
+    kinds: Mapping[str, Requests],
     options: Options,
     *,
     servers: int = 1,
-    x: float | None = None,
+    x: Mapping[str, float] | None = None,
     only_rate: bool = False,
-    warm_up: Callable[[], None] | None = None,
 ) -> list[Figure]:
-    """Ask for each kind of request in turn, `options.rounds` times; `pid` is the service's.
+    """Ask for each kind of request in turn, `options.rounds` times; of one server, or of several.
 
-    Gives tokens a second, and unless `only_rate`, the processor time of a token and the latency of a
-    request while all connections always ask.
+    What is asked for in turn meets the same machine, so kinds of one call may be compared with each other,
+    round by round. Gives tokens a second, and unless `only_rate`, the processor time of a token and the
+    latency of a request while all connections always ask. `x` is where a kind stands in a plot.
     """
     found: dict[str, list[_Round]] = {name: [] for name in kinds}
     for requests in kinds.values():
-        _round(requests, pid, 1.0, servers)  # so that every round meets a warm service
-    if warm_up:
-        warm_up()
+        _round(requests, 1.0, servers)  # so that every round meets a warm service
     for _ in range(options.rounds):
         for name, requests in kinds.items():
-            found[name].append(_round(requests, pid, options.seconds, servers))
+            found[name].append(_round(requests, options.seconds, servers))
     figures = []
     for name, rounds in found.items():
+        at = x.get(name) if x else None
         rates, ratios = [one.per_second for one in rounds], [one.ratio for one in rounds]
-        figures.append(Figure(section, name, PER_SECOND, rates, ratios, x))
+        figures.append(Figure(section, name, PER_SECOND, rates, ratios, at))
         if only_rate:
             continue
         cpu, cpu_ratios = [one.cpu_us for one in rounds], [one.cpu_ratio for one in rounds]
+        p50, p99 = [one.p50_ms for one in rounds], [one.p99_ms for one in rounds]
         figures += [
-            Figure(section, f"{name}: processor time a token", "us", cpu, cpu_ratios, x),
-            Figure(
-                section, f"{name}: p50, always asked", "ms", [one.p50_ms for one in rounds], x=x
-            ),
-            Figure(
-                section, f"{name}: p99, always asked", "ms", [one.p99_ms for one in rounds], x=x
-            ),
+            Figure(section, f"{name}: processor time a token", "us", cpu, cpu_ratios, at),
+            Figure(section, f"{name}: p50, always asked", "ms", p50, x=at),
+            Figure(section, f"{name}: p99, always asked", "ms", p99, x=at),
         ]
     return figures
 
 
-def _round(requests: Requests, pid: int, seconds: float, servers: int) -> _Round:
+def _round(requests: Requests, seconds: float, servers: int) -> _Round:
     raw = raw_signatures()
-    before = cpu_seconds(pid)
+    before = cpu_seconds(requests.pid)
     said = ask(
         requests,
         cores=load_cores(servers),
@@ -87,7 +82,7 @@ def _round(requests: Requests, pid: int, seconds: float, servers: int) -> _Round
         connections=CONNECTIONS[requests.tokens],
     )
     tokens = said["requests"] * requests.tokens
-    cpu = (cpu_seconds(pid) - before) / tokens
+    cpu = (cpu_seconds(requests.pid) - before) / tokens
     rate = tokens / said["seconds"]
     return _Round(
         rate,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from statistics import quantiles
+from statistics import median, quantiles
 
 from tests.bench import filling
 from tests.bench.figures import PER_SECOND, Figure
@@ -52,9 +52,9 @@ def mints(options: Options) -> Iterator[Figure]:
                 ONE: service.requests(),
                 f"{ONE}, Idempotency-Key": service.requests(idempotency=True),
             }
-            yield from rounds_of("c", kinds, service.pid, options)
+            yield from rounds_of("c", kinds, options)
             after_mints = memory_mb(service.pid)
-            yield from rounds_of("d", {BATCH: service.requests(100)}, service.pid, options)
+            yield from rounds_of("d", {BATCH: service.requests(100)}, options)
             yield Figure("i", "memory of a worker, idle", "MB", [idle])
             yield Figure("i", "memory of a worker, after (c)", "MB", [after_mints])
             yield Figure("i", "memory of a worker, after (d)", "MB", [memory_mb(service.pid)])
@@ -64,7 +64,7 @@ def mints(options: Options) -> Iterator[Figure]:
 def latency(options: Options) -> Iterator[Figure]:
     """Measure (e) latency under a given load, and with batches of 1,000 beside it."""
     with installed() as installation, installation.service() as service:
-        capacity = rounds_of("e", {ONE: service.requests()}, service.pid, options, only_rate=True)
+        capacity = rounds_of("e", {ONE: service.requests()}, options, only_rate=True)
         full = capacity[0].value
         yield Figure("e", "taken as 100 %", PER_SECOND, capacity[0].rounds)
         for percent in LOADS:
@@ -97,7 +97,7 @@ def workers(options: Options) -> Iterator[Figure]:
                     f"two workers, {name}, {ONE}": service.requests(),
                     f"two workers, {name}, {BATCH}": service.requests(100),
                 }
-                yield from rounds_of("f", kinds, service.pid, options, servers=2, only_rate=True)
+                yield from rounds_of("f", kinds, options, servers=2, only_rate=True)
                 memory = [memory_mb(worker) for worker in service.workers]
                 yield Figure("f", f"two workers, {name}: memory of each", "MB", memory)
 
@@ -110,37 +110,51 @@ def databases(options: Options) -> Iterator[Figure]:
                 f"{name}, {ONE}": service.requests(),
                 f"{name}, {BATCH}": service.requests(100),
             }
-            yield from rounds_of("g", kinds, service.pid, options)
+            yield from rounds_of("g", kinds, options)
 
 
 def rows(options: Options) -> Iterator[Figure]:
-    """Measure (h) mints and look-ups with ever more living tokens in the ledger, and with many bans."""
-    with installed() as installation:
-        with installation.service():
-            pass  # It makes the key that the rows are of.
-        filled = 0
+    """Measure (h) mints and look-ups with ever more living tokens in the ledger, and with many bans.
+
+    All of them run at once and are asked in turn, so that what the machine does meanwhile meets all.
+    """
+    with ExitStack() as running:
+        services, x = {}, {}
         for count in (count for count in LEDGERS if count <= options.rows):
-            filling.add_rows(installation.sqlite_path, count - filled)
-            filled = count
-            yield from _with_rows(installation, f"{count:,} rows", count, options)
-    with installed() as installation:
+            installation = running.enter_context(installed())
+            with installation.service():
+                pass  # It makes the key that the rows are of.
+            filling.add_rows(installation.sqlite_path, count)
+            name = f"{count:,} rows"
+            services[name], x[name] = running.enter_context(installation.service()), float(count)
+        installation = running.enter_context(installed())
         filling.add_bans(installation.database_url, installation.stage, BANS)
-        yield from _with_rows(installation, f"{BANS:,} bans", None, options)
+        services[f"{BANS:,} bans"] = running.enter_context(installation.service())
+        kinds = {f"{name}: {ONE}": service.requests() for name, service in services.items()}
+        at = {f"{name}: {ONE}": count for name, count in x.items()}
+        yield from rounds_of("h", kinds, options, x=at, only_rate=True)
+        for name, count in x.items():
+            yield from _look_ups(services[name], name, count, options)
+        for name, service in services.items():
+            yield Figure(
+                "h", f"{name}: memory of the worker", "MB", [memory_mb(service.pid)], x=x.get(name)
+            )
+            yield Figure(
+                "h", f"{name}: start to ready", "s", [service.ready_seconds], x=x.get(name)
+            )
 
 
 def others(options: Options) -> Iterator[Figure]:
-    """Measure (j) the same POST, served by what one would write instead."""
-    with installed() as installation, installation.service() as service:
-        yield from rounds_of(
-            "j", {"tokensvc": service.requests()}, service.pid, options, only_rate=True
-        )
-    for other in OTHERS:
-        reason = other.install()
-        if reason:
-            yield Figure("j", f"{other.name}: not measured, {reason}", PER_SECOND, [0.0])
-            continue
-        with other.running() as (pid, requests):
-            yield from rounds_of("j", {other.name: requests}, pid, options, only_rate=True)
+    """Measure (j) the same POST, served by what one would write instead; all are asked in turn."""
+    with ExitStack() as running:
+        service = running.enter_context(running.enter_context(installed()).service())
+        kinds = {"tokensvc": service.requests()}
+        for other in OTHERS:
+            if reason := other.install():
+                yield Figure("j", f"{other.name}: not measured, {reason}", PER_SECOND, [0.0])
+            else:
+                kinds[other.name] = running.enter_context(other.running())
+        yield from rounds_of("j", kinds, options, only_rate=True)
 
 
 RUNS: dict[str, Callable[[Options], Iterator[Figure]]] = {
@@ -203,20 +217,15 @@ def _batches_every_second(thousand: Requests, options: Options) -> Iterator[None
         batches.result()
 
 
-def _with_rows(
-    installation: Installation, name: str, x: float | None, options: Options
-) -> Iterator[Figure]:
-    with installation.service() as service:
-        yield from rounds_of(
-            "h", {f"{name}: {ONE}": service.requests()}, service.pid, options, x=x, only_rate=True
-        )
-        if x is not None:
-            by_user = [{"userId": filling.user()} for _ in range(LOOK_UPS)]
-            by_both = [{"stageArn": filling.stage(), **query} for query in by_user]
-            for label, queries in (("a user's", by_user), ("a user's on a stage", by_both)):
-                took = service.look_up(queries)
-                p99 = quantiles(took, n=100)[98]
-                yield Figure("h", f"{name}: look-up of {label} tokens, p50", "ms", took[50:], x=x)
-                yield Figure("h", f"{name}: look-up of {label} tokens, p99", "ms", [p99], x=x)
-        yield Figure("h", f"{name}: memory of the worker", "MB", [memory_mb(service.pid)], x=x)
-        yield Figure("h", f"{name}: start to ready", "s", [service.ready_seconds], x=x)
+def _look_ups(service: Service, name: str, x: float, options: Options) -> Iterator[Figure]:
+    found: dict[str, list[list[float]]] = {}
+    for _ in range(options.rounds):
+        by_user = [{"userId": filling.user()} for _ in range(LOOK_UPS)]
+        by_both = [{"stageArn": filling.stage(), **query} for query in by_user]
+        for label, queries in (("a user's tokens", by_user), ("a user's on a stage", by_both)):
+            found.setdefault(label, []).append(service.look_up(queries))
+    for label, rounds in found.items():
+        p50 = [median(took) for took in rounds]
+        p99 = [quantiles(took, n=100)[98] for took in rounds]
+        yield Figure("h", f"{name}: look-up of {label}, p50", "ms", p50, x=x)
+        yield Figure("h", f"{name}: look-up of {label}, p99", "ms", p99, x=x)

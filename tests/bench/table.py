@@ -9,12 +9,12 @@ __all__ = ["text_table", "value_text"]
 
 def text_table(report: Report) -> str:
     """Return all figures, one a line: median, lowest and highest round, ratio."""
-    lines = [f"{'':66}{'median':>10}{'from':>10}{'to':>10}  {'':4}{'ratio':>7}"]
+    lines = [f"{'':74}{'median':>10}{'from':>10}{'to':>10}  {'':4}{'ratio':>7}"]
     for figure in report.figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         low, high = (value_text(bound) for bound in (min(figure.rounds), max(figure.rounds)))
         lines.append(
-            f"({figure.section}) {figure.name[:62]:62}{value_text(figure.value):>10}{low:>10}{high:>10}"
+            f"({figure.section}) {figure.name[:70]:70}{value_text(figure.value):>10}{low:>10}{high:>10}"
             f"  {figure.unit:4}{ratio:>7}"
         )
     return "\n".join(lines)
