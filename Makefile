@@ -62,6 +62,15 @@ bench: $(VENV)/.dev ## measure signatures, mints, latency, memory; ONLY=mints,ro
 	$(BIN)/python -m tests.bench --json $(or $(JSON),.bench/bench.json) --rounds $(or $(ROUNDS),5) \
 		--rows $(or $(ROWS),1000000) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: pictures
+pictures: $(VENV)/.dev ## draw docs/pictures from docs/pictures/bench.json, which make bench writes with JSON=
+	$(BIN)/python -m tests.bench.pictures docs/pictures/bench.json docs/pictures
+
+.PHONY: flamegraph
+flamegraph: $(VENV)/.dev ## draw where a worker's time goes under load: docs/pictures/flamegraph.svg
+	@.ci/ensure-bench
+	$(BIN)/python -m tests.bench.flame_graph docs/pictures/flamegraph.svg
+
 .PHONY: bench-ledger
 bench-ledger: $(VENV)/.dev ## measure the ledger with ROWS living tokens (default 1000000)
 	$(BIN)/python -m tests.bench.ledger --rows $(or $(ROWS),1000000)

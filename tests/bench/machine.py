@@ -15,7 +15,7 @@ from tokensvc.cli.measuring import AWS_LC, Rate, measure, subjects
 
 __all__ = [
     "circumstances", "cpu_seconds", "load_cores", "memory_mb", "on_cores", "pinned", "raw_signatures",
-    "server_cores",
+    "server_cores", "thread_seconds",
 ]  # fmt: skip
 
 _CORES = sorted(os.sched_getaffinity(0))
@@ -67,8 +67,14 @@ def cpu_seconds(pid: int) -> float:
     return sum(_cpu_seconds(one) for one in family(pid))
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+def thread_seconds(pid: int) -> dict[int, float]:
+    """Return the processor time, of user and system, that each thread of a process has taken."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {int(one.name): _cpu_seconds(f"{pid}/task/{one.name}") for one in threads}
+
+
+def _cpu_seconds(process: int | str) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

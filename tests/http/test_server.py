@@ -98,6 +98,7 @@ async def listening(service: Service) -> AsyncIterator[Listening]:
         clock=lambda: service.now,
         gateway=service.ivs,
         sleep=service.sleeper.sleep,
+        monotonic=lambda: service.now,
     )
     with bind_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -1,144 +1,32 @@
-"""The short way of mint and batch answers as the long one: answers, log lines, counts, ledger rows."""
+"""The short way of mint and batch answers as the long one: answers, log lines, counts, rows, audit."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-import re
-import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy.engine import make_url
 
+from tests.http.both_ways import BATCH, Watcher
 from tests.http.support import OTHER_REGION, Service, stage_arn
-from tests.http.test_server import Listening, listening
+from tests.http.test_server import listening
 from tokensvc.http.answers import Answer
-from tokensvc.http.edge import Edge
 from tokensvc.http.server import KEEP_ALIVE_SECONDS
 
 UNKNOWN_CALLER = b"Bearer tsk_000000000000_" + b"A" * 43
-FRESH = {"token", "participantId", "requestId"}
-"""What no two answers have in common."""
-MINT = b"/v1/tokens"
-BATCH = b"/v1/tokens/batch"
-
-
-class Seen(NamedTuple):
-    """All that is to be seen of one request."""
-
-    status: int
-    headers: dict[str, str]
-    body: dict[str, Any]
-    lines: list[dict[str, Any]]
-    counts: dict[str, float]
-    rows: list[tuple[Any, ...]]
-
-
-class Watcher:
-    """Sends a request one way or the other and looks at everything that comes of it."""
-
-    def __init__(self, server: Listening, log: io.StringIO) -> None:
-        self.server = server
-        self.log = log
-        self.app: Edge = server.server.config.loaded_app
-        self.short = 0
-        answer_at_once = self.app.answer_at_once
-
-        async def counted(*arguments: Any) -> Any:
-            self.short += 1
-            return await answer_at_once(*arguments)
-
-        self.app.answer_at_once = counted  # type: ignore[method-assign]
-
-    async def see(
-        self, body: bytes, headers: dict[str, bytes], *, short: bool, path: bytes = MINT
-    ) -> Seen:
-        given = {
-            "host": b"x",
-            "authorization": self.server.service.authorization()["authorization"].encode(),
-            "content-type": b"application/json",
-            "x-request-id": b"the-one",
-            **headers,
-        }
-        lines = [b"%b: %b\r\n" % (n.title().encode(), v) for n, v in given.items() if v != b""]
-        length = b"Content-Length: %d\r\n\r\n" % len(body)
-        head = b"POST %b HTTP/1.1\r\n" % path + b"".join(lines) + length
-        connection = await self.server.connect()
-        counts, rows, taken = self._counts(), self._rows(), self.short
-        self.log.seek(0)
-        self.log.truncate()
-        if short:
-            await connection.say(head + body)
-        else:
-            await connection.say(head)
-            # The head is read alone, so the body is waited for: that is the long way.
-            while not any(c.cycle for c in self._connections()):  # noqa: ASYNC110
-                await asyncio.sleep(0)
-            await connection.say(body)
-        status, answered, content = await connection.answer()
-        await asyncio.sleep(0)
-        assert (self.short > taken) is short
-        connection.writer.close()
-        while self.server.server.server_state.connections:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        answered.pop("date")
-        answered.pop("content-length")
-        return Seen(
-            status,
-            answered,
-            _without_fresh(content),
-            [
-                {name: value for name, value in json.loads(line).items() if name not in _TIMES}
-                for line in self.log.getvalue().splitlines()
-            ],
-            {name: count - counts.get(name, 0) for name, count in self._counts().items()},
-            self._rows()[len(rows) :],
-        )
-
-    def _connections(self) -> list[Any]:
-        return list(self.server.server.server_state.connections)
-
-    def _counts(self) -> dict[str, float]:
-        text = self.app._metrics.render().decode()
-        found = re.findall(
-            r"^(tokensvc_\w*(?:_total|_count)(?:{[^}]*})?) (\S+)$", text, re.MULTILINE
-        )
-        return {name: float(count) for name, count in found}
-
-    def _rows(self) -> list[tuple[Any, ...]]:
-        path = make_url(self.server.service.settings.database_url).database
-        connection = sqlite3.connect(str(path))
-        try:
-            names = (
-                "kind, stage_arn, region, user_id, key_id, key_arn, caller_id, issuer, iat, exp,"
-                " endpoints_id"
-            )
-            return connection.execute(
-                f"SELECT {names} FROM issued_tokens ORDER BY row_id"
-            ).fetchall()
-        finally:
-            connection.close()
-
-
-_TIMES = {"ms", "time"}
-
-
-def _without_fresh(content: Any) -> Any:
-    if isinstance(content, list):
-        return [_without_fresh(one) for one in content]
-    if not isinstance(content, dict):
-        return content
-    return {name: _without_fresh(value) for name, value in content.items() if name not in FRESH}
 
 
 @pytest.fixture
-async def watcher(stopped: Service, log: io.StringIO) -> AsyncIterator[Watcher]:
+async def watcher(stopped: Service, log: io.StringIO, tmp_path: Path) -> AsyncIterator[Watcher]:
     # Small, so that a body too large still comes in one piece.
-    stopped.settings = replace(stopped.settings, max_body_bytes=8_192)
+    stopped.settings = replace(
+        stopped.settings, max_body_bytes=8_192, audit=str(tmp_path / "audit.log")
+    )
     async with listening(stopped) as server:
         yield Watcher(server, log)
 
@@ -363,7 +251,7 @@ async def test_a_timer_that_comes_early_waits_for_the_rest(
     for _ in range(2):
         await connection.say(watcher.server.mint())
         assert (await connection.answer())[0] == 201
-    (protocol,) = watcher._connections()
+    (protocol,) = watcher.connections()
     first = protocol._idle_timer
     protocol._end_if_idle()
     assert not protocol.transport.is_closing()
