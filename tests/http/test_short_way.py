@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.both_ways import BATCH, Watcher
+from tests.http.both_ways import BATCH, MINT, Watcher
 from tests.http.support import OTHER_REGION, Service, stage_arn
 from tests.http.test_server import listening
 from tokensvc.http.answers import Answer
@@ -25,7 +25,10 @@ UNKNOWN_CALLER = b"Bearer tsk_000000000000_" + b"A" * 43
 async def watcher(stopped: Service, log: io.StringIO, tmp_path: Path) -> AsyncIterator[Watcher]:
     # Small, so that a body too large still comes in one piece.
     stopped.settings = replace(
-        stopped.settings, max_body_bytes=8_192, audit=str(tmp_path / "audit.log")
+        stopped.settings,
+        max_body_bytes=8_192,
+        max_batch_body_bytes=32_768,
+        audit=str(tmp_path / "audit.log"),
     )
     async with listening(stopped) as server:
         yield Watcher(server, log)
@@ -79,6 +82,7 @@ async def test_both_ways_answer_the_same(watcher: Watcher, name: str):
     assert short.status == status
     assert len(short.rows) == (status == 201)
     assert [line["event"] for line in short.lines] == ["request"]
+    assert short.audited
 
 
 def batch(*tokens: object, **defaults: object) -> bytes:
@@ -112,6 +116,11 @@ BATCHES: dict[str, tuple[bytes, dict[str, bytes], int, int]] = {
     "no key": (batch({}), {"authorization": b""}, 401, 0),
     "media type": (batch({}), {"content-type": b"text/plain"}, 415, 0),
     "bad idempotency key": (batch({}), {"idempotency-key": b"a b"}, 400, 0),
+    "too many": (batch(*[{}] * 1001), {}, 400, 0),
+    "too large": (batch({"userId": "a" * 50_000}), {}, 413, 0),
+    "one that is too large": (batch({"userId": "a" * 9_000}, {}), {}, 200, 1),
+    "unknown caller": (batch({}), {"authorization": UNKNOWN_CALLER}, 401, 0),
+    "one that is not UTF-8": (b'{"tokens":["\xff"]}', {}, 200, 0),
 }
 
 
@@ -126,6 +135,7 @@ async def test_both_ways_answer_a_batch_the_same(watcher: Watcher, name: str):
     assert short.status == status
     assert len(short.rows) == rows
     assert [line["event"] for line in short.lines] == ["request"]
+    assert short.audited
 
 
 async def test_a_batch_gives_each_item_what_a_mint_gives_it(watcher: Watcher):
@@ -158,11 +168,21 @@ async def test_a_repeated_request_gets_its_token_by_either_way(watcher: Watcher)
     assert len(first.rows) == 1
     for seen in again:
         assert (seen.status, seen.body, seen.rows) == (201, first.body, [])
-    others = [
-        await watcher.see(b"{}" + body[2:], {"idempotency-key": b"one"}, short=way)
-        for way in (True, False)
-    ]
-    assert others[0] == others[1]
+
+
+@pytest.mark.parametrize("path", [MINT, BATCH])
+async def test_an_idempotency_key_of_another_request_is_a_conflict_by_either_way(
+    watcher: Watcher, path: bytes
+):
+    key = {"idempotency-key": b"one"}
+    first = batch({}) if path == BATCH else REQUESTS["least"][0]
+    await watcher.see(first, key, short=True, path=path)
+    other = batch({"userId": "ana"}) if path == BATCH else REQUESTS["everything"][0]
+    short, long = [await watcher.see(other, key, short=way, path=path) for way in (True, False)]
+    assert short == long
+    assert (short.status, short.body["code"]) == (409, "idempotency_conflict")
+    assert short.rows == []
+    assert short.audited
 
 
 async def test_a_fault_of_our_own_is_the_same_problem(
