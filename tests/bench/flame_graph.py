@@ -38,6 +38,8 @@ _WAITING = {
     "_worker (concurrent/futures/thread.py)", "_connection_worker_thread (aiosqlite/core.py)",
     "Condition.wait (threading.py)",
 }  # fmt: skip
+_ENOUGH = 20
+"""Samples of a thread that say where its time goes."""
 _STARTS = ("Runner.run (asyncio/runners.py)", "_worker (concurrent/futures/thread.py)")
 _LAYERS = (
     ("tokensvc/signing", 4), ("awscrt/crypto", 4), ("tokensvc/ledger", 205), ("tokensvc/store", 205),
@@ -64,7 +66,8 @@ def read_stacks(text: str, spent: Mapping[int, float]) -> Frame:
     thread's stacks: how often a thread is seen says less, since those that share a core with another that
     holds the interpreter are seen too seldom, and those that wait for the disk too often. What lies below
     the event loop, or below the work of another thread, is the same for every request and is left out; so
-    are stacks that wait for work, which py-spy takes for busy.
+    are stacks that wait for work, which py-spy takes for busy. A thread that was hardly seen working is not
+    taken apart.
     """
     stacks: dict[tuple[int, str], list[tuple[list[str], int]]] = {}
     for line in text.splitlines():
@@ -76,11 +79,13 @@ def read_stacks(text: str, spent: Mapping[int, float]) -> Frame:
             stacks.setdefault((int(named[1]), named[2]), []).append((names, int(count)))
     root = Frame("all")
     for (number, thread), seen in stacks.items():
-        each = spent.get(number, 0.0) / sum(count for _, count in seen)
+        in_all = sum(count for _, count in seen)
+        each = spent.get(number, 0.0) / in_all
         for names, count in seen:
             frame = root
             root.seconds += count * each
-            for name in (_NAMES.get(thread, thread), *_above_the_start(names)):
+            inner = _above_the_start(names) if in_all >= _ENOUGH else ()
+            for name in (_NAMES.get(thread, thread), *inner):
                 frame = frame.calls.setdefault(name, Frame(name))
                 frame.seconds += count * each
     return root

@@ -76,16 +76,18 @@ def test_every_picture_of_the_documents_is_there_small_and_shown():
 STACKS = """\
 thread (11): MainThread;Runner.run (asyncio/runners.py:86);mint (a.py:1);EC.sign (awscrt/crypto.py:3) 30
 thread (11): MainThread;main (c.py:1);Runner.run (asyncio/runners.py:86);mint (a.py:1) 10
-thread (12): store-writer_0;run (t.py:1);_worker (concurrent/futures/thread.py:58);commit (b.py:2) 7
+thread (12): store-writer_0;run (t.py:1);_worker (concurrent/futures/thread.py:58);commit (b.py:2) 20
 thread (12): store-writer_0;run (t.py:1);_worker (concurrent/futures/thread.py:69) 93
+thread (14): uvloop_0;run (t.py:1);_worker (concurrent/futures/thread.py:58);seldom (c.py:3) 1
 thread (13): audit;run (t.py:1);Condition.wait (threading.py:295) 100
 """
 
 
 def test_a_flame_graph_shares_out_processor_time_among_the_stacks_that_work():
-    root = read_stacks(STACKS, {11: 4.0, 12: 1.0, 13: 0.0})
-    assert root.seconds == pytest.approx(5.0)
-    loop, commits = root.calls.values()
+    root = read_stacks(STACKS, {11: 4.0, 12: 1.0, 13: 0.0, 14: 0.5})
+    assert root.seconds == pytest.approx(5.5)
+    loop, commits, other = root.calls.values()
+    assert (other.name, other.seconds, other.calls) == ("uvloop_0", pytest.approx(0.5), {})
     assert (loop.name, loop.seconds) == ("event loop", pytest.approx(4.0))
     (mint,) = loop.calls.values()
     assert (mint.name, mint.seconds) == ("mint (a.py)", pytest.approx(4.0))
