@@ -118,6 +118,14 @@ async def test_arns_that_cannot_be_are_refused(world: World) -> None:
         await manager.adopt(REGION, pem(), arn("x"))
 
 
+async def test_a_key_of_another_account_is_not_taken(world: World) -> None:
+    await world.settled()
+    world.ivs.account = "999999999999"
+    theirs = world.ivs.put(REGION, public_pem())
+    with pytest.raises(KeyMismatchError, match="another AWS account than the keys of this ring"):
+        await world.manager().adopt(REGION, pem(), theirs.arn)
+
+
 async def test_a_key_of_another_ring_is_not_taken(world: World) -> None:
     theirs = world.ivs.put(REGION, public_pem(), tags=key_tags("other", "owner", "k1"))
     with pytest.raises(KeyMismatchError, match="belongs to another key ring"):

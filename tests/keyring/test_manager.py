@@ -551,6 +551,27 @@ async def test_another_account_is_not_taken_for_a_deletion(world: World) -> None
     assert "another AWS account" in status.problems[0].detail
 
 
+async def test_no_key_of_another_account_joins_the_ring(world: World) -> None:
+    """Credentials of another account, in which nothing is, while IVS says no more than "no such key"."""
+    manager = await world.settled()
+    keys = dict(world.ivs.keys)
+    world.ivs.keys.clear()
+    world.ivs.account = "999999999999"
+    status = await manager.tick(REGION)
+    assert [problem.code for problem in status.problems] == ["key_mismatch"]
+    assert "another AWS account than the keys of this ring, 123456789012" in (
+        status.problems[0].detail
+    )
+    with pytest.raises(NoSigningKeyError):
+        (await manager.load_view()).signing_key(REGION)
+    # With the right ones again it heals, and breaks no token that was signed before.
+    world.ivs.account = "123456789012"
+    world.ivs.keys = keys
+    assert (await world.manager().tick(REGION)).problems == ()
+    assert world.active.arn in world.ivs.keys
+    assert keys.keys() <= world.ivs.keys.keys()
+
+
 async def test_a_key_whose_material_changed_may_not_sign(world: World) -> None:
     manager = world.manager()
     key = await manager.prepare(REGION)

@@ -13,7 +13,7 @@ import structlog
 from tokensvc.errors import IvsNotFoundError, KeyMismatchError
 from tokensvc.ivs.gateway import PublicKey
 from tokensvc.keyring import phases
-from tokensvc.keyring.imports import ImportedKeys
+from tokensvc.keyring.imports import ImportedKeys, check_account
 from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, is_tagged
 from tokensvc.keyring.sealing import SealContext, Sealer
 from tokensvc.keyring.steps import new_key_id
@@ -73,6 +73,7 @@ class Adoption:
         known = next((key for key in ring.keys if key.arn == arn), None)
         if known is not None:
             return _still_usable(known)
+        check_account(ring, arn)
         if is_tagged(imported.tags):
             raise KeyMismatchError(
                 f"{arn} belongs to another key ring, by its tags: two rings must not share a key."

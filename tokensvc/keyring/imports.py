@@ -17,11 +17,11 @@ import structlog
 
 from tokensvc.errors import IvsConflictError, IvsNotFoundError, KeyMismatchError
 from tokensvc.ivs.gateway import PublicKey, PublicKeySummary
-from tokensvc.keyring.record import KeyRecord, key_tags
+from tokensvc.keyring.record import KeyRecord, RingState, key_tags
 from tokensvc.signing import load_public_key, spki
 from tokensvc.tokens.arn import InvalidArnError, PublicKeyArn
 
-__all__ = ["ImportedKeys", "PublicKeyGateway", "Sleep"]
+__all__ = ["ImportedKeys", "PublicKeyGateway", "Sleep", "check_account"]
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -168,6 +168,20 @@ class ImportedKeys:
         if arns[1:]:
             _log.warning("public_key_imported_twice", key_id=key.key_id, unused=arns[1:])
         return arns[0]
+
+
+def check_account(ring: RingState, arn: str) -> None:
+    """Raise KeyMismatchError where `arn` is of another AWS account than the keys of `ring`.
+
+    A key signs for the stages of its own account alone; under one of another account no token joins.
+    """
+    account = _account(arn)
+    if ring.account not in {None, account}:
+        raise KeyMismatchError(
+            f"{arn} is of another AWS account than the keys of this ring, {ring.account}: check the"
+            " credentials, and delete it there. A ring is of one account; another one needs another"
+            " TOKENSVC_RING_ID."
+        )
 
 
 def _account(arn: str) -> str | None:

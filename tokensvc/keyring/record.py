@@ -169,6 +169,12 @@ class RingState:
         """Return the key with this id, if the ring has it."""
         return next((key for key in self.keys if key.key_id == key_id), None)
 
+    @property
+    def account(self) -> str | None:
+        """The AWS account that holds its keys; None for a ring without keys at IVS."""
+        arns = (key.arn for key in self.keys if key.arn is not None)
+        return next((PublicKeyArn.parse(arn).account for arn in arns), None)
+
     def with_keys(self, *keys: KeyRecord) -> tuple[KeyRecord, ...]:
         """Return the keys with `keys` added, or each in the place of the record with its id."""
         new = {key.key_id for key in keys}

@@ -17,7 +17,7 @@ import structlog
 from tokensvc.errors import TokenServiceError
 from tokensvc.ivs.gateway import PublicKeySummary
 from tokensvc.keyring import phases
-from tokensvc.keyring.imports import ImportedKeys
+from tokensvc.keyring.imports import ImportedKeys, check_account
 from tokensvc.keyring.opener import KeyOpener
 from tokensvc.keyring.policy import RotationPolicy
 from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState, key_name
@@ -137,6 +137,7 @@ class StepTaker:
         # A half that does not open would waste one of three slots, so it is opened before.
         await self._opener.signer(key)
         arn = await self._imported.arn_of(key, ring.owner, listed)
+        check_account(ring, arn)
         await self._save(ring, phases.stand_by(key, arn=arn, now=self._clock()))
 
     async def _check(self, ring: RingState, key: KeyRecord) -> None:
