@@ -9,7 +9,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import StoreUnavailableError
-from tokensvc.keyring.reports import RegionReport, SqlRegionReports
+from tokensvc.keyring.reports import Living, RegionReport, SqlRegionReports
 from tokensvc.keyring.status import Problem, RegionStatus
 from tokensvc.store.tables import region_reports
 
@@ -32,13 +32,13 @@ async def test_the_last_report_of_each_region_is_kept(
 ) -> None:
     ours, theirs = SqlRegionReports(engine, "default"), SqlRegionReports(second_engine, "default")
     assert await theirs.load() == {}
-    await ours.save(RegionReport(STATUS, {"ACTIVE": 3}))
+    await ours.save(RegionReport(STATUS, Living({"ACTIVE": 3}, NOW)))
     await ours.save(RegionReport(OTHER))
     assert await theirs.load() == {
-        "eu-central-1": RegionReport(STATUS, {"ACTIVE": 3}),
-        "us-east-1": RegionReport(OTHER, {}),
+        "eu-central-1": RegionReport(STATUS, Living({"ACTIVE": 3}, NOW)),
+        "us-east-1": RegionReport(OTHER, Living()),
     }
-    later = RegionReport(replace(STATUS, at=NOW + 30, problems=()), {"ACTIVE": 4})
+    later = RegionReport(replace(STATUS, at=NOW + 30, problems=()), Living({"ACTIVE": 4}, NOW + 9))
     await theirs.save(later)
     assert (await ours.load())["eu-central-1"] == later
 

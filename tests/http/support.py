@@ -36,7 +36,7 @@ ACCOUNT = "123456789012"
 NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 9
+LOOPS = 10
 """Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing, and
 the count of living tokens; where another process looks after keys, two less: neither the janitors nor
 the count, and the reports of that process."""
@@ -223,7 +223,7 @@ class Service:
         loops += self.settings.policy_file is not None
         of_region = REGION_LOOPS
         if not self.tends_keys:
-            loops, of_region = loops - 2, REGION_LOOPS - 1
+            loops, of_region = loops - 3, REGION_LOOPS - 1
         await self.sleeper.settled(loops + of_region * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from tests.http.support import REGION, Service, Sleeper, running, stage_arn
+from tests.keyring.support import World
 from tokensvc.errors import IvsQuotaExceededError, StoreUnavailableError
-from tokensvc.http.key_reports import COUNT_SECONDS, REPORT_SECONDS
-from tokensvc.keyring.reports import SqlRegionReports
+from tokensvc.http.key_reports import COUNT_SECONDS, REPORT_SECONDS, KeyReports
+from tokensvc.keyring import RingView
+from tokensvc.keyring.reports import RegionReport, SqlRegionReports
 from tokensvc.ledger import Ledger
 
 MINT = {"stageArn": stage_arn(), "duration": 60}
@@ -97,6 +99,56 @@ async def test_counting_takes_a_fiftieth_of_the_time_at_most(
         service.now += seconds
         await service.sleeper.wake(COUNT_SECONDS)
         assert counts == counted
+
+
+class SharedReports:
+    def __init__(self) -> None:
+        self.stored: dict[str, RegionReport] = {}
+
+    async def load(self) -> dict[str, RegionReport]:
+        return dict(self.stored)
+
+    async def save(self, report: RegionReport) -> None:
+        self.stored[report.status.region] = report
+
+
+class OneOfTwo:
+    """A process that looks after keys, and counts."""
+
+    def __init__(self, world: World, shared: SharedReports) -> None:
+        self.counts = 0
+        self.reports = KeyReports(
+            (REGION,),
+            ticker=world.manager(),
+            own=lambda region: None,
+            reports=shared,
+            ledger=self,
+            view=lambda: RingView([], world.ring().keys),
+            clock=world.clock,
+            monotonic=world.clock,
+        )
+
+    async def count_living(self, now: float, *, key_id: str | None = None) -> int:
+        self.counts += 1
+        return 5
+
+
+async def test_one_process_of_all_counts_and_another_where_that_one_is_gone():
+    world, shared = World(), SharedReports()
+    await world.settled()
+    one, other = OneOfTwo(world, shared), OneOfTwo(world, shared)
+    for counted in (1, 2, 3):
+        world.clock.now += COUNT_SECONDS
+        await one.reports.count()
+        await one.reports.tick(REGION)
+        await other.reports.refresh()
+        await other.reports.count()
+        await other.reports.tick(REGION)
+        assert (one.counts, other.counts) == (counted, 0)
+        assert other.reports.living(REGION) == {"ACTIVE": 5, "RETIRING": 0}
+    world.clock.now += 3 * COUNT_SECONDS
+    await other.reports.count()
+    assert other.counts == 1
 
 
 async def test_a_region_nobody_looks_at_is_told(service: Service):

@@ -241,11 +241,11 @@ def create_app(
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
                 every(COUNT_SECONDS, reports.count, name="living tokens", sleep=sleep),
             ]
-        else:
-            await reports.refresh()
-            background.append(
-                every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
-            )
+        # Those who look after keys take turns, so that the latest look may be another's for them, too.
+        await reports.refresh()
+        background.append(
+            every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
+        )
         background.append(sharing.run(sleep))
         answering = nullcontext() if siblings is None else siblings.answering(parts.desk.bans)
         async with sharing.taking_part(), running(background, ended.append), answering:

@@ -1,7 +1,7 @@
 """How the Regions' key rings stand, for every process of an installation.
 
-The process that looks after keys stores what it found (`tick`) and how many tokens live (`count`); the
-others read that (`refresh`). A store that does not take or give a report stops nothing.
+A process that looks after keys stores what it found (`tick`) and how many tokens live (`count`); every
+one reads what was stored last (`refresh`). A store that does not take or give a report stops nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import structlog
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.keyring import KeyPhase, RingView
 from tokensvc.keyring.loop import Ticker
-from tokensvc.keyring.reports import RegionReport, RegionReports
+from tokensvc.keyring.reports import Living, RegionReport, RegionReports
 from tokensvc.keyring.status import RegionStatus
 
 __all__ = ["COUNT_SECONDS", "REPORT_SECONDS", "KeyReports", "newer"]
 
 REPORT_SECONDS: Final = 10.0
-"""Between two readings of the reports by a process that does not look itself."""
+"""Between two readings of the reports."""
 
 COUNT_SECONDS: Final = 60.0
 """Between two counts of living tokens, at least."""
 
 _COUNTING_PARTS: Final = 50.0
 """Of which counting may take one: the database counts millions of tokens for seconds."""
+
+_COUNT_ROUNDS: Final = 3.0
+"""After which nobody else counts any more."""
 
 _MAY_HAVE_TOKENS: Final = (KeyPhase.ACTIVE, KeyPhase.RETIRING)
 
@@ -67,7 +70,7 @@ class KeyReports:
         self._clock = clock
         self._monotonic = monotonic
         self._read: Mapping[str, RegionReport] = {}
-        self._living: Mapping[str, Mapping[str, int]] = {}
+        self._counted: Mapping[str, Living] = {}
         self._count_again_at = -math.inf
 
     def status(self, region: str) -> RegionStatus | None:
@@ -76,16 +79,13 @@ class KeyReports:
 
     def living(self, region: str) -> Mapping[str, int]:
         """Return the living tokens of a Region's keys by phase, as last counted; empty: not yet."""
-        if region in self._living:
-            return self._living[region]
-        read = self._read.get(region)
-        return {} if read is None else read.living
+        return self._last_count(region).by_phase
 
     async def tick(self, region: str) -> RegionStatus:
         """Let the Region's steps be taken, and store how it stands then."""
         status = await self._ticker.tick(region)
         try:
-            await self._reports.save(RegionReport(status, dict(self.living(region))))
+            await self._reports.save(RegionReport(status, self._last_count(region)))
         except StoreUnavailableError as error:
             _log.warning("region_report_not_stored", region=region, detail=error.detail)
         return status
@@ -95,29 +95,39 @@ class KeyReports:
         self._read = await self._reports.load()
 
     async def count(self) -> None:
-        """Count the living tokens of each Region's keys, and the more rarely the longer that takes.
+        """Count the living tokens of each Region's keys, unless another process does.
 
-        Raises StoreUnavailableError.
+        And the more rarely the longer that takes. Raises StoreUnavailableError.
         """
         began = self._monotonic()
-        if began < self._count_again_at:
+        if began < self._count_again_at or self._others_count():
             return
         try:
-            self._living = await self._counted()
+            self._counted = await self._count()
         finally:
             now = self._monotonic()
             self._count_again_at = now + (now - began) * _COUNTING_PARTS
 
-    async def _counted(self) -> dict[str, dict[str, int]]:
-        counted = {region: dict.fromkeys(_MAY_HAVE_TOKENS, 0) for region in self._regions}
+    def _others_count(self) -> bool:
+        since = self._clock() - _COUNT_ROUNDS * COUNT_SECONDS
+        own = {region: counted.at for region, counted in self._counted.items()}
+        return all(
+            self._last_count(region).at > max(since, own.get(region, 0.0))
+            for region in self._regions
+        )
+
+    def _last_count(self, region: str) -> Living:
+        counted, read = self._counted.get(region, Living()), self._read.get(region)
+        return counted if read is None or read.living.at <= counted.at else read.living
+
+    async def _count(self) -> dict[str, Living]:
+        now = self._clock()
+        counts = {region: dict.fromkeys(map(str, _MAY_HAVE_TOKENS), 0) for region in self._regions}
         for key in self._view().keys:
-            if key.region in counted and key.phase in _MAY_HAVE_TOKENS:
-                living = await self._ledger.count_living(self._clock(), key_id=key.key_id)
-                counted[key.region][key.phase] += living
-        return {
-            region: {phase.value: count for phase, count in counts.items()}
-            for region, counts in counted.items()
-        }
+            if key.region in counts and key.phase in _MAY_HAVE_TOKENS:
+                living = await self._ledger.count_living(now, key_id=key.key_id)
+                counts[key.region][key.phase.value] += living
+        return {region: Living(by_phase, now) for region, by_phase in counts.items()}
 
 
 def newer(own: RegionStatus | None, read: RegionReport | None) -> RegionStatus | None:

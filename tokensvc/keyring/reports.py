@@ -19,7 +19,7 @@ from tokensvc.keyring.status import RegionStatus
 from tokensvc.store import tables
 from tokensvc.store.faults import store_faults
 
-__all__ = ["RegionReport", "RegionReports", "SqlRegionReports"]
+__all__ = ["Living", "RegionReport", "RegionReports", "SqlRegionReports"]
 
 _WRITTEN: Final = ("found_at", "report")
 
@@ -27,11 +27,19 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Living:
+    """The living tokens of a Region's keys by phase, as counted at `at` (Unix seconds)."""
+
+    by_phase: dict[str, int] = field(default_factory=dict)
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RegionReport:
-    """How a Region stood, and how many living tokens its keys had, by phase, where that is known."""
+    """How a Region stood, and its living tokens as somebody last counted them."""
 
     status: RegionStatus
-    living: dict[str, int] = field(default_factory=dict)
+    living: Living = field(default_factory=Living)
 
 
 class RegionReports(Protocol):
