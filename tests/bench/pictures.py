@@ -136,7 +136,9 @@ def draw(figures: Path, folder: Path) -> list[Path]:
             axes.set_title(_circumstances(report, section), loc="left", fontsize=7, color=_PALE)
             picture.legend(loc="outside lower center", ncols=3, frameon=False)
             picture.savefig(
-                folder / name, format="svg", metadata={"Date": None, "Source": source_of(figures)}
+                folder / name,
+                format="svg",
+                metadata={"Date": None, "Creator": "make pictures", "Source": source_of(figures)},
             )
             written.append(folder / name)
     return written
