@@ -11,12 +11,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 
 from tests.e2e.sdk import SdkBrowser
 from tests.e2e.support import (
     API_KEY,
     PATIENCE_SECONDS,
+    REGION,
     RunningDev,
     free_ports,
     run_to_end,
@@ -91,6 +93,19 @@ def test_second_start_uses_the_same_key_stage_and_api_key(
         assert "participant" in sdk.join("minted before", before["token"])
         assert "participant" in sdk.join("minted after", after["token"])
     tell(f"second start to ready: {second.seconds_to_ready:.2f} s")
+
+
+def test_an_emulator_for_other_machines_is_found_on_this_one(tmp_path: Path) -> None:
+    """Bound to every address, as in a container, it takes what the service signs for it."""
+    with RunningDev(tmp_path, settings={"TOKENSVC_EMULATOR_HOST": "0.0.0.0"}) as dev:
+        assert f"IVS emulator at {dev.emulator_url};" in dev.stdout.text
+        stage = dev.ivs().get_stage(arn=dev.stage_arn)["stage"]
+        with dev.client() as client:
+            answer = client.post("/v1/connection-tokens", json={"region": REGION})
+        assert answer.status_code == 201, answer.text
+        claims = jwt.decode(answer.json()["token"], options={"verify_signature": False})
+    assert claims["events_url"] == stage["endpoints"]["events"]
+    assert claims["events_url"] == dev.emulator_url.replace("http://", "ws://")
 
 
 def test_command_line_finds_the_installation_through_dev_env(dev: RunningDev) -> None:

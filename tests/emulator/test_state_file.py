@@ -107,6 +107,11 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
         create_app(EmulatorConfig(state_file=tmp_path))
 
 
+def test_file_that_could_never_be_made_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StateFileError, match=r"missing/emulator\.json cannot be made"):
+        create_app(EmulatorConfig(state_file=tmp_path / "missing" / "emulator.json"))
+
+
 def test_older_state_never_replaces_a_newer_one(path: Path) -> None:
     file = StateFile(path)
     file.write(2, state(2))

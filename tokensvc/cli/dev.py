@@ -27,6 +27,7 @@ from tokensvc.errors import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from tokensvc.emulator.config import EmulatorConfig
     from tokensvc.ivs.gateway import IvsGateway
     from tokensvc.settings import Settings
 
@@ -99,7 +100,7 @@ async def _run(settings: Settings, started: float) -> None:
             port=_port(emulator_listener),
             state_file=settings.data_dir / "emulator.json",
         )
-        settings = _for_emulator(settings, emulator.host, emulator.port)
+        settings = _for_emulator(settings, emulator)
         stop = Stop()
         stop.listen()
         async with serving(emulator_server_config(emulator), emulator_listener, stop):
@@ -124,7 +125,7 @@ def _make_folder(path: Path) -> None:
         raise ConfigurationError(f"the data folder {path} cannot be written to")
 
 
-def _for_emulator(settings: Settings, host: str, port: int) -> Settings:
+def _for_emulator(settings: Settings, emulator: EmulatorConfig) -> Settings:
     """Point the service at the emulator, and boto3 away from the user's own credentials."""
     for name, value in EMULATOR_CREDENTIALS.items():
         os.environ[name] = value
@@ -132,8 +133,8 @@ def _for_emulator(settings: Settings, host: str, port: int) -> Settings:
     os.environ.pop("AWS_SESSION_TOKEN", None)
     return dataclasses.replace(
         settings,
-        aws_endpoint_url=f"http://{host}:{port}",
-        connection_events_url=f"ws://{host}:{port}",
+        aws_endpoint_url=emulator.url,
+        connection_events_url=emulator.events_url,
         regions=settings.regions or (DEFAULT_REGION,),
     )
 
@@ -212,7 +213,9 @@ def _environment_file(settings: Settings) -> Path:
 def _greet(
     settings: Settings, port: int, stage_arn: str, api_key: str | None, ready: float
 ) -> None:
-    service = f"http://{settings.host}:{port}"
+    from tokensvc.http.server import shown_address
+
+    service = f"http://{shown_address(settings.host, port)}"
     body = json.dumps({"stageArn": stage_arn, "userId": "ana", "duration": 60})
     click.echo(f"tokensvc is ready at {service} ({ready:.1f} s); docs at {service}/schema")
     click.echo(

@@ -52,5 +52,5 @@ async def _run(settings: Settings, state_file: Path | None, account: str) -> Non
             host=settings.emulator_host, port=port, account=account, state_file=state_file
         )
         async with serving(server_config(config), listener, stop):
-            click.echo(f"IVS emulator at http://{config.host}:{port}, account {account}")
+            click.echo(f"IVS emulator at {config.url}, account {account}")
             await stop.asked.wait()

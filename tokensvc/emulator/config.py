@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tokensvc.errors import ConfigurationError
+
 __all__ = ["EmulatorConfig"]
 
+_ACCOUNT: Final = re.compile(r"[0-9]{12}", re.ASCII)
 _ANY_ADDRESS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
 
 
 @dataclass(frozen=True, slots=True)
 class EmulatorConfig:
-    """Settings of one emulator."""
+    """Settings of one emulator; raises ConfigurationError for an account that cannot be."""
 
     host: str = "127.0.0.1"
 
@@ -40,10 +44,21 @@ class EmulatorConfig:
     max_issued_tokens: int = 50_000
     """Tokens of CreateParticipantToken that are remembered; the oldest is forgotten first."""
 
+    def __post_init__(self) -> None:
+        if _ACCOUNT.fullmatch(self.account) is None:
+            raise ConfigurationError("An AWS account has 12 digits, such as 123456789012.")
+
+    @property
+    def url(self) -> str:
+        """What boto3 takes as `endpoint_url`; on the loopback where the host is every address."""
+        return f"http://{self._authority}"
+
     @property
     def events_url(self) -> str:
         """`stage.endpoints.events` of every stage."""
-        if self.public_url is not None:
-            return self.public_url
+        return f"ws://{self._authority}" if self.public_url is None else self.public_url
+
+    @property
+    def _authority(self) -> str:
         host = _ANY_ADDRESS.get(self.host, self.host)
-        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"

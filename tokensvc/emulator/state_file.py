@@ -51,16 +51,24 @@ class StateFile:
     """Reads and writes the file; blocking, and safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
-        """`path`'s folder must exist."""
+        """Keep the state at `path`."""
         self._path = path
         self._lock = threading.Lock()
         self._newest = -1
 
     def read(self, account: str) -> SavedState | None:
-        """Return what was saved, or None where there is no file. Raises StateFileError."""
+        """Return what was saved, or None where there is no file. Raises StateFileError.
+
+        That is also where none could be made.
+        """
         try:
             raw = self._path.read_bytes()
         except FileNotFoundError:
+            folder = self._path.parent
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StateFileError(
+                    f"{self._path} cannot be made: no such folder, or not ours"
+                ) from None
             return None
         except OSError as error:
             raise StateFileError(f"{self._path} cannot be read: {error.strerror}") from error

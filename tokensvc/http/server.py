@@ -38,7 +38,7 @@ from tokensvc.http.workers import run_workers
 from tokensvc.settings import Settings
 from tokensvc.telemetry.logging import configure_logging
 
-__all__ = ["bind_socket", "serve", "server_config"]
+__all__ = ["bind_socket", "serve", "server_config", "shown_address"]
 
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted; the kernel may allow fewer (net.core.somaxconn)."""
@@ -83,7 +83,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         listener.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigurationError(
-            f"Cannot listen on {_shown(host, port)}: {reason.lower()}."
+            f"Cannot listen on {shown_address(host, port)}: {reason.lower()}."
         ) from error
     listener.setblocking(False)
     return listener
@@ -244,7 +244,8 @@ async def _check(settings: Settings) -> None:
         _log.info("configuration_checked")
 
 
-def _shown(host: str, port: int) -> str:
+def shown_address(host: str, port: int) -> str:
+    """Return `host:port` as URLs have it."""
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).version == 6:
             return f"[{host}]:{port}"
