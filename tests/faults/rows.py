@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -78,6 +79,26 @@ async def store_slow(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[N
         goes_on.set()
         # What was taken before is answered, late.
         assert await first == "201"
+
+
+@contextlib.asynccontextmanager
+async def store_hangs(_: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Let the thread that writes never come back from a commit."""
+    run = _ThreadTransactions._run
+    goes_on = threading.Event()
+
+    def hang(self: _ThreadTransactions, operation: str, work: Callable[..., Any]) -> Any:
+        goes_on.wait()
+        return run(self, operation, work)
+
+    with patch.context() as stuck:
+        stuck.setattr(_ThreadTransactions, "_run", hang)
+        # 15 s, which nobody here is going to wait.
+        stuck.setattr("tokensvc.store.transactions.MAX_SECONDS", 0.05)
+        try:
+            yield
+        finally:
+            goes_on.set()
 
 
 @contextlib.asynccontextmanager
@@ -228,6 +249,7 @@ async def bans_stale(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[N
 ROWS: Final[Mapping[str, Row]] = {
     "none": Row(no_fault),
     "store slow": Row(store_slow),
+    "store hangs": Row(store_hangs),
     "store locked": Row(store_locked, prepare=_impatient),
     "store down": Row(store_down),
     "store full": Row(store_full),

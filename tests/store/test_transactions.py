@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from math import ceil
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, select
 from sqlalchemy.exc import IntegrityError
 
-from tokensvc.store.transactions import insert_absent, insert_rows
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.store import open_engine, upgrade
+from tokensvc.store.transactions import insert_absent, insert_rows, open_transactions
 
 NUMBERS = Table("numbers", MetaData(), Column("number", Integer), Column("name", Text))
 
@@ -73,3 +78,28 @@ def test_a_row_that_is_refused_leaves_none_of_the_transaction():
         connection.rollback()
     with engine.connect() as connection:
         assert connection.execute(select(unique)).all() == []
+
+
+async def test_a_disk_that_hangs_holds_nobody_up_for_good_and_who_gave_up_in_the_queue_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+    goes_on, done = threading.Event(), []
+
+    def hang(_: object) -> None:
+        goes_on.wait()
+
+    with monkeypatch.context() as impatient:
+        impatient.setattr("tokensvc.store.transactions.MAX_SECONDS", 0.01)
+        for work in (hang, done.append):
+            with pytest.raises(StoreUnavailableError, match="in time") as refused:
+                await transactions.run("test", work)
+            assert refused.value.retry_after
+    goes_on.set()
+    assert await transactions.run("test", lambda _: "on") == "on"
+    assert done == []
+    await transactions.aclose()
+    await engine.dispose()

@@ -42,6 +42,9 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
+MAX_SECONDS: Final = 15.0
+"""Of waiting for a transaction on SQLite; PostgreSQL's have limits of their own (`DatabaseLimits`)."""
+
 MAX_ATTEMPTS: Final = 4
 """Of a transaction that a deadlock, or a conflict of the same kind, has ended."""
 
@@ -61,9 +64,9 @@ class Transactions(Protocol):
         """Run `work` in a transaction and return what it returns, once that is committed.
 
         `work` may run more than once, each time from the start. `operation` says in words what is
-        tried; it goes to the log. Raises StoreUnavailableError where the database does not take it, and
-        StoreRefusedError where a value is at fault. A cancelled caller does not learn whether the
-        transaction was committed.
+        tried; it goes to the log. Raises StoreUnavailableError where the database does not take it, or
+        not in time, and StoreRefusedError where a value is at fault. Whoever is cancelled, or told that
+        it was not in time, does not learn whether the transaction was committed.
         """
         ...
 
@@ -88,9 +91,11 @@ class _ThreadTransactions:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._run, operation, work
-        )
+        loop = asyncio.get_running_loop()
+        # A disk that hangs holds up the thread, which cannot be helped; not everybody who waits for it.
+        with store_faults(operation):
+            async with asyncio.timeout(MAX_SECONDS):
+                return await loop.run_in_executor(self._thread, self._run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with _write_faults(operation), self._engine.begin() as connection:
