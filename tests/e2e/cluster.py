@@ -154,7 +154,6 @@ class Cluster:
             "TOKENSVC_REGIONS": REGION,
             "TOKENSVC_DATABASE_URL": self.postgres.url(name, port=self.wire.port),
             "TOKENSVC_AWS_ENDPOINT_URL": self.emulator_url,
-            "TOKENSVC_AWS_CALL_SHARE": f"{1 / REPLICAS:.4f}",
             "AWS_ACCESS_KEY_ID": "emulator",
             "AWS_SECRET_ACCESS_KEY": "emulator",
         } | {f"TOKENSVC_{name.upper()}": value for name, value in self.settings.items()}

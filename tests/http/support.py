@@ -37,9 +37,9 @@ NOW = 1_780_000_000.75
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
 LOOPS = 10
-"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing, and
-the count of living tokens; where another process looks after keys, two less: neither the janitors nor
-the count, and the reports of that process."""
+"""Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing, the
+reports of Regions and the count of living tokens; where another process looks after keys, neither the
+janitors nor the count."""
 REGION_LOOPS = 4
 """The same for each Region: rotation, and the three of its disconnect worker."""
 
@@ -221,6 +221,8 @@ class Service:
         """Wait until every Region's key was seen to, and every loop waits for its next round."""
         loops = LOOPS + (self.settings.audit is not None)
         loops += self.settings.policy_file is not None
+        # There, one listens for changes as well.
+        loops += self.settings.database_url.startswith("postgresql")
         of_region = REGION_LOOPS
         if not self.tends_keys:
             loops, of_region = loops - 3, REGION_LOOPS - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -110,6 +111,33 @@ async def test_a_repeated_request_gets_one_answer_whoever_is_asked(replicas):
     )
     assert {answer.status_code for answer in answers} <= {200, 201}, answers[0].text
     assert len({answer.json()["participantId"] for answer in answers}) == 1
+
+
+async def test_one_replica_looks_after_keys_and_the_next_one_when_it_has_ended(url, tmp_path):
+    """Three calls a second about public keys are all that IVS allows us together."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    settings = settings_for(folder, database_url=url)
+    api_keys = await install(settings)
+    ivs = FakeIvs()
+    first, second = (Service(settings, ivs, api_keys=api_keys) for _ in range(2))
+
+    def about_keys() -> int:
+        return sum(count for name, count in ivs.calls.items() if name.endswith(("Key", "Keys")))
+
+    async with AsyncExitStack() as closing:
+        await closing.enter_async_context(running(first))
+        asked = about_keys()
+        async with running(second):
+            await second.sleeper.wake()
+            assert about_keys() == asked
+            assert (await mint(second)).status_code == 201
+            (region,) = (await second.get("/v1/keys")).json()["regions"]
+            assert region["healthy"] is True
+            await closing.aclose()
+            second.now += 2
+            await second.sleeper.wake()
+            assert about_keys() > asked
 
 
 async def test_no_mint_waits_behind_those_who_read(replicas, url):

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.keyring.support import NOW, OTHER_REGION, REGION, FakeClock, World
 from tokensvc.errors import StoreUnavailableError
@@ -42,7 +43,20 @@ class Scripted:
             raise Stop
 
 
-async def pauses(*answers: RegionStatus | Exception, tenders: int = 1) -> list[float]:
+class Always:
+    """It is always our turn."""
+
+    def __init__(self) -> None:
+        self.let_go_of: list[str] = []
+
+    async def take(self, region: str) -> bool:
+        return True
+
+    async def let_go(self, region: str) -> None:
+        self.let_go_of.append(region)
+
+
+async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None) -> list[float]:
     scripted = Scripted(*answers)
     loop = RotationLoop(
         scripted,
@@ -51,7 +65,7 @@ async def pauses(*answers: RegionStatus | Exception, tenders: int = 1) -> list[f
         changed=scripted.changed,
         clock=FakeClock(),
         sleep=scripted.sleep,
-        tenders=lambda: tenders,
+        turns=turns or Always(),
         uniform=lambda low, high: (low + high) / 2,
     )
     with pytest.raises(BaseExceptionGroup) as caught:
@@ -102,7 +116,7 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
         changed=scripted.changed,
         clock=FakeClock(),
         sleep=scripted.sleep,
-        tenders=lambda: 1,
+        turns=Always(),
         uniform=uniform,
     )
     with pytest.raises(BaseExceptionGroup):
@@ -112,14 +126,39 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
     assert scripted.changes == 1
 
 
-async def test_many_that_look_after_keys_look_ever_more_rarely_and_not_at_once() -> None:
-    """IVS lists public keys three times a second for all of them."""
-    assert await pauses(status(), tenders=3) == [INTERVAL]
-    assert await pauses(status(), tenders=120) == [120.0]
-    # One of three begins what is due about a second later; the others up to two.
-    assert await pauses(status(NOW + 7), tenders=3) == [8.0]
+class Theirs(Always):
+    """It is ours when it has been asked about so often, and before another's; then the store fails."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    async def take(self, region: str) -> bool:
+        self.times -= 1
+        if self.times < 0:
+            raise StoreUnavailableError("down")
+        return self.times == 0
+
+    async def let_go(self, region: str) -> None:
+        await super().let_go(region)
+        raise StoreUnavailableError("down")
+
+
+async def test_nothing_is_done_while_it_is_another_s_turn() -> None:
     problem = Problem("Import k1", "ivs_unavailable", "no answer")
-    assert await pauses(status(None, problem), tenders=120) == [1.0]
+    never = AssertionError("it is not our turn")
+    answers = [never, never, status(None, problem), never, never]
+    turns = Theirs(3)
+    with capture_logs() as logs:
+        assert await pauses(*answers, turns=turns) == [5.0, 5.0, 1.0, 5.0, 5.0]
+    assert [line["event"] for line in logs] == ["key_turn_not_let_go", "key_turn_unknown"]
+
+
+async def test_whoever_has_trouble_lets_another_try() -> None:
+    problem = Problem("Import k1", "ivs_unavailable", "no answer")
+    turns = Always()
+    await pauses(status(), status(None, problem), ZeroDivisionError(), status(), turns=turns)
+    assert turns.let_go_of == [REGION, REGION]
 
 
 async def test_a_region_that_hangs_does_not_hold_up_another(world: World) -> None:
@@ -149,7 +188,7 @@ async def test_a_region_that_hangs_does_not_hold_up_another(world: World) -> Non
         changed=changed,
         clock=world.clock,
         sleep=sleep,
-        tenders=lambda: 1,
+        turns=Always(),
     )
     running = asyncio.create_task(loop.run())
     await asyncio.wait_for(enough.wait(), 10)

@@ -9,6 +9,7 @@ operator can mend leaves it in `startup_error` of the application, for one line 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -46,10 +47,12 @@ from tokensvc.http.short_way import ShortWay, short_ways
 from tokensvc.http.siblings import Siblings
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.ivs.gateway import IvsGateway
-from tokensvc.keyring.loop import RotationLoop
+from tokensvc.keyring.loop import RotationLoop, longest_pause
+from tokensvc.keyring.turns import RotationTurns
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend, generate_private_key, load_signer, signatures_per_second
+from tokensvc.store.leases import LeaseStore
 from tokensvc.telemetry.audit import Audit
 from tokensvc.telemetry.metrics import Metrics
 
@@ -179,15 +182,6 @@ def create_app(
             parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
         )
 
-        async def sweep() -> None:
-            # What a wrong clock takes for expired may be alive.
-            if parts.clock_watch.is_right():
-                await janitor.sweep()
-
-        async def tidy() -> None:
-            if parts.clock_watch.is_right():
-                await parts.desk.revocations.tidy()
-
         async def follow() -> None:
             await parts.ring.refresh()
             watch.note_signing()
@@ -215,9 +209,27 @@ def create_app(
         if admission.file is not None:
             admission.file.tell(policy_recorder(audit, settings.policy_file))
             background.append(admission.file.run(settings.policy_refresh, sleep))
-        sharing = BudgetSharing(
-            parts.budgets, parts.transactions, monotonic, workers=settings.workers
+        turns = RotationTurns(
+            LeaseStore(parts.engine, parts.transactions),
+            settings.ring_id,
+            secrets.token_hex(8),
+            seconds=longest_pause(settings.rotation_check),
+            clock=clock,
         )
+
+        def may_delete() -> bool:
+            # What a wrong clock takes for expired may be alive. AWS's time is heard of every few
+            # seconds where the keys are looked after; and one janitor of all replicas is enough.
+            return turns.any and parts.clock_watch.is_right()
+
+        async def sweep() -> None:
+            if may_delete():
+                await janitor.sweep()
+
+        async def tidy() -> None:
+            if may_delete():
+                await parts.desk.revocations.tidy()
+
         if tend_keys:
 
             async def renew() -> None:
@@ -225,30 +237,44 @@ def create_app(
                 watch.note_signing()
                 await readiness.sign_canaries()
 
+            async def count() -> None:
+                # One of all replicas is enough: it reads every living token of the ledger.
+                if turns.any:
+                    await reports.count()
+                else:
+                    reports.leave_counting()
+
             loop = RotationLoop(
                 reports,
                 parts.regions,
                 interval=settings.rotation_check,
+                turns=turns,
                 changed=renew,
                 clock=clock,
                 sleep=sleep,
-                tenders=lambda: sharing.tenders,
             )
             background.append(loop.run())
-            # Where the keys are looked after, AWS's time is heard of every few seconds.
             background += [
                 every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
-                every(COUNT_SECONDS, reports.count, name="living tokens", sleep=sleep),
+                every(COUNT_SECONDS, count, name="living tokens", sleep=sleep),
             ]
+        sharing = BudgetSharing(
+            parts.budgets, parts.transactions, monotonic, workers=settings.workers
+        )
         # Those who look after keys take turns, so that the latest look may be another's for them, too.
         await reports.refresh()
-        background.append(
-            every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep)
-        )
-        background.append(sharing.run(sleep))
+        background += [
+            every(REPORT_SECONDS, reports.refresh, name="reports of Regions", sleep=sleep),
+            sharing.run(sleep),
+        ]
         answering = nullcontext() if siblings is None else siblings.answering(parts.desk.bans)
-        async with sharing.taking_part(), running(background, ended.append), answering:
+        async with (
+            sharing.taking_part(),
+            turns.taking_part(),
+            running(background, ended.append),
+            answering,
+        ):
             _log.info("service_started", regions=parts.regions, version=release)
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload

@@ -7,7 +7,8 @@ What is what:
 - `record.py`: what a key and a ring are, and makes wrong ones impossible; `phases.py`: which phase may
   follow which; `policy.py`: the times, and whether they fit into IVS's three slots.
 - `rotator.py` decides, purely, from the ring, the policy and the facts that `observer.py` brings;
-  `steps.py` does one step; `manager.py` does them in turn; `loop.py` on a schedule.
+  `steps.py` does one step; `manager.py` does them in turn; `loop.py` on a schedule, and `turns.py` says
+  which of all replicas.
 - `sealing.py`, `kms.py`, `master_key.py`, `reseal.py`: how private halves are kept; `opener.py` opens.
 - `imports.py`: how a public half gets to IVS exactly once; `holdings.py`: whose the keys there are.
 - `view.py` is what the mint reads, and `follower.py` keeps it young.

@@ -2,8 +2,7 @@
 
 Nothing here ends the process or says that it is not alive; what does not work is in the status of the
 Region, in the log, and tried again. Several processes may run this on one store: each step is fenced
-by the ring's version. They look by turns: the more there are, the more rarely each of them, and what
-is due is not begun by all of them in the same moment, since IVS takes three calls a second of us all.
+by the ring's version, and whose turn it is (`turns.py`) keeps them from asking IVS in chorus.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Final, Protocol
 
 import structlog
 
-from tokensvc.errors import TokenServiceError
+from tokensvc.errors import StoreUnavailableError, TokenServiceError
 from tokensvc.keyring.imports import Sleep
 from tokensvc.keyring.status import RegionStatus
 
-__all__ = ["RotationLoop", "Ticker"]
+__all__ = ["RotationLoop", "Ticker", "Turns", "longest_pause"]
 
 _FIRST_RETRY_SECONDS: Final = 1.0
 _SHORTEST_PAUSE_SECONDS: Final = 0.5
 _JITTER: Final = 0.2
-_BETWEEN_LOOKS_SECONDS: Final = 1.0
-"""Between two looks at a Region, whoever looks: on average, and never less where all are counted."""
+_ASK_SECONDS: Final = 5.0
+"""Between two questions whether the turn of another process has ended."""
 
 _log = structlog.get_logger(__name__)
 
@@ -38,8 +37,25 @@ class Ticker(Protocol):
         ...
 
 
+class Turns(Protocol):
+    """Says whose turn it is: `RotationTurns`. Every method raises StoreUnavailableError."""
+
+    async def take(self, region: str) -> bool:
+        """Keep the turn, or take it; False while it is another process's."""
+        ...
+
+    async def let_go(self, region: str) -> None:
+        """Let another process have the turn."""
+        ...
+
+
+def longest_pause(interval: float) -> float:
+    """Return the longest pause, in seconds, between two ticks that went well."""
+    return interval * (1.0 + _JITTER)
+
+
 class RotationLoop:
-    """Ticks every Region; `run` ends only by being cancelled."""
+    """Ticks every Region when it is this process's turn; `run` ends only by being cancelled."""
 
     def __init__(
         self,
@@ -47,25 +63,25 @@ class RotationLoop:
         regions: tuple[str, ...],
         *,
         interval: float,
+        turns: Turns,
         changed: Callable[[], Awaitable[object]],
         clock: Callable[[], float],
         sleep: Sleep,
-        tenders: Callable[[], int],
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """Look every `interval` seconds, give or take a fifth.
 
         `changed` is called after every look, so that this process takes over at once what it did
         or found (`RingFollower.refresh(reload=True)`). `clock` is the ring's, in Unix seconds.
-        `tenders` says how many processes do the same, this one included.
         """
         self._manager = manager
         self._regions = regions
         self._interval = interval
+        self._turns = turns
+        self._unknown: set[str] = set()
         self._changed = changed
         self._clock = clock
         self._sleep = sleep
-        self._tenders = tenders
         self._uniform = uniform
 
     async def run(self) -> None:
@@ -77,9 +93,34 @@ class RotationLoop:
     async def _keep(self, region: str) -> None:
         failures = 0
         while True:
+            if not await self._is_ours(region):
+                failures = 0
+                await self._sleep(min(self._interval, _ASK_SECONDS) * self._jitter())
+                continue
             status = await self._tick(region)
             failures = 0 if status is not None and not status.problems else failures + 1
+            if failures:
+                await self._let_go(region)
             await self._sleep(self._pause(status, failures))
+
+    async def _is_ours(self, region: str) -> bool:
+        try:
+            is_ours = await self._turns.take(region)
+        except StoreUnavailableError as error:
+            # Nor could a step be taken; and if all of us looked, IVS would be asked too often.
+            if region not in self._unknown:
+                _log.warning("key_turn_unknown", region=region, detail=error.detail)
+            self._unknown.add(region)
+            return False
+        self._unknown.discard(region)
+        return is_ours
+
+    async def _let_go(self, region: str) -> None:
+        try:
+            await self._turns.let_go(region)
+        except StoreUnavailableError as error:
+            # It ends by itself.
+            _log.info("key_turn_not_let_go", region=region, detail=error.detail)
 
     async def _tick(self, region: str) -> RegionStatus | None:
         try:
@@ -94,17 +135,16 @@ class RotationLoop:
         return status
 
     def _pause(self, status: RegionStatus | None, failures: int) -> float:
-        tenders = self._tenders()
-        pause = max(self._interval, tenders * _BETWEEN_LOOKS_SECONDS)
+        pause = self._interval
         if failures:
             pause = min(pause, _FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
-        pause *= self._uniform(1.0 - _JITTER, 1.0 + _JITTER)
+        pause *= self._jitter()
         if status is None:
             return pause
         asked = [problem.retry_after for problem in status.problems if problem.retry_after]
         if status.next_at is not None and not failures:
-            due = status.next_at - self._clock()
-            if tenders > 1:
-                due += self._uniform(0.0, (tenders - 1) * _BETWEEN_LOOKS_SECONDS)
-            pause = min(pause, due)
+            pause = min(pause, status.next_at - self._clock())
         return max(pause, _SHORTEST_PAUSE_SECONDS, *asked)
+
+    def _jitter(self) -> float:
+        return self._uniform(1.0 - _JITTER, 1.0 + _JITTER)

@@ -1,0 +1,123 @@
+"""One process of an installation looks after a Region's keys, on every kind of database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.callers.support import Clock
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.keyring.turns import LEAST_SECONDS, RotationTurns
+from tokensvc.store.leases import LeaseStore
+from tokensvc.store.transactions import Transactions, open_transactions
+
+HERE, THERE = "eu-central-1", "us-east-1"
+PAUSE = 30.0
+RING = "r" * 64
+
+
+class Replicas:
+    """Turns of several processes, half of them on another engine."""
+
+    def __init__(
+        self, stores: list[tuple[AsyncEngine, Transactions]], clock: Clock, ring: str = RING
+    ) -> None:
+        self.turns = [
+            RotationTurns(LeaseStore(*stores[n % 2]), ring, f"p{n}", seconds=PAUSE, clock=clock)
+            for n in range(3)
+        ]
+
+    async def take(self, region: str = HERE) -> list[bool]:
+        return [await turns.take(region) for turns in self.turns]
+
+
+@pytest.fixture
+async def stores(
+    engine: AsyncEngine, second_engine: AsyncEngine
+) -> AsyncIterator[list[tuple[AsyncEngine, Transactions]]]:
+    stores = [(one, open_transactions(one)) for one in (engine, second_engine)]
+    yield stores
+    for _, transactions in stores:
+        await transactions.aclose()
+
+
+async def test_whoever_has_the_turn_keeps_it_and_nobody_else_gets_it(stores, clock):
+    replicas = Replicas(stores, clock)
+    for _ in range(4):
+        assert await replicas.take() == [True, False, False]
+        clock.now += PAUSE
+    assert [turns.any for turns in replicas.turns] == [True, False, False]
+
+
+async def test_when_it_is_heard_of_no_more_another_takes_over_and_it_learns_that(stores, clock):
+    replicas = Replicas(stores, clock)
+    first, second, _ = replicas.turns
+    assert await first.take(HERE)
+    clock.now += PAUSE + LEAST_SECONDS - 1
+    assert not await second.take(HERE)
+    clock.now += 1
+    assert await second.take(HERE)
+    assert not await first.take(HERE)
+    assert not first.any
+
+
+async def test_the_turn_is_let_go_in_trouble_and_at_the_end(stores, clock):
+    first, second, third = Replicas(stores, clock).turns
+    assert await first.take(HERE)
+    await first.let_go(HERE)
+    # Not in the same moment: what ails one may ail all.
+    assert not await second.take(HERE)
+    clock.now += 1
+    async with second.taking_part():
+        assert await second.take(HERE)
+        assert not await third.take(HERE)
+    clock.now += 1
+    assert await third.take(HERE)
+    # Whoever has lost it lets nothing go.
+    await first.let_go(HERE)
+    clock.now += 1
+    assert not await second.take(HERE)
+
+
+async def test_a_turn_that_was_let_go_and_nobody_took_goes_on(stores, clock):
+    first, second, _ = Replicas(stores, clock).turns
+    assert await first.take(HERE)
+    for waited in (0.8, 5.0):
+        await first.let_go(HERE)
+        clock.now += waited
+        assert await first.take(HERE)
+    assert not await second.take(HERE)
+
+
+async def test_regions_and_rings_of_one_database_are_apart(stores, clock):
+    replicas = Replicas(stores, clock)
+    assert await replicas.take(HERE) == [True, False, False]
+    assert await replicas.turns[1].take(THERE)
+    assert await replicas.take(THERE) == [False, True, False]
+    assert await Replicas(stores, clock, ring="q" * 64).take(HERE) == [True, False, False]
+
+
+async def test_a_store_that_does_not_answer_is_said_and_holds_up_no_end(stores, clock):
+    class Broken(LeaseStore):
+        broken = False
+
+        async def renew(self, *given, **named):
+            if self.broken:
+                raise StoreUnavailableError("down")
+            return await super().renew(*given, **named)
+
+        async def give_back(self, *given, **named):
+            raise StoreUnavailableError("down")
+
+    leases = Broken(*stores[0])
+    turns = RotationTurns(leases, RING, "p", seconds=PAUSE, clock=clock)
+    async with turns.taking_part():
+        assert await turns.take(HERE)
+        leases.broken = True
+        clock.now += PAUSE
+        assert await turns.take(HERE)
+        clock.now += LEAST_SECONDS
+        with pytest.raises(StoreUnavailableError):
+            await turns.take(HERE)

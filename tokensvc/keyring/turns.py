@@ -1,0 +1,132 @@
+"""Whose turn it is to look after a Region's keys: one process of an installation, by a lease.
+
+IVS takes three calls a second about public keys from all of us, so replicas must not all ask it the same.
+A turn decides nothing else. Whoever acts though it is not their turn (a command, a request to rotate, two
+whose clocks disagree) is fenced by the ring's version, as everybody is.
+
+A turn outlasts the pause until the next look, so whoever has it keeps it, and the next one has it soon
+after that process has died. A process that has run into trouble lets it go: another may have none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import structlog
+
+from tokensvc.errors import StoreUnavailableError
+from tokensvc.store.leases import Lease
+
+__all__ = ["LEAST_SECONDS", "RotationTurns"]
+
+LEAST_SECONDS: Final = 15.0
+"""What a turn lasts beyond the pause between two looks: longer than a look with all its steps."""
+
+_NEXT_SECONDS: Final = 1.0
+"""Before another one begins where the one before has let go, so that a fault of all of us is no storm."""
+
+_LEAVE_SECONDS: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Leases(Protocol):
+    """Part of `tokensvc.store.leases.LeaseStore`; every method raises StoreUnavailableError."""
+
+    async def take(self, name: str, holder: str, *, seconds: float, now: float) -> Lease | None:
+        """Return the lease, or None while another process holds it."""
+        ...
+
+    async def renew(self, lease: Lease, *, seconds: float, now: float) -> Lease | None:
+        """Return the lease prolonged, or None where it has another holder by now."""
+        ...
+
+    async def give_back(self, lease: Lease, *, free_at: float) -> None:
+        """Let others have the lease from `free_at` on."""
+        ...
+
+
+class RotationTurns:
+    """The turns of one process; `holder` is a random name of its run.
+
+    `seconds` is the longest pause between two looks, `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        ring_id: str,
+        holder: str,
+        *,
+        seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._leases = leases
+        # A ring id may be as long as the name of a lease.
+        self._ring = hashlib.sha256(ring_id.encode()).hexdigest()[:16]
+        self._holder = holder
+        self._seconds = seconds + LEAST_SECONDS
+        self._clock = clock
+        self._held: dict[str, Lease] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether this process looks after the keys of any Region, as far as it knows."""
+        return bool(self._held)
+
+    async def take(self, region: str) -> bool:
+        """Keep the turn, or take it; False while it is another's.
+
+        Raises StoreUnavailableError where that is not known; a turn that has not ended goes on.
+        """
+        now = self._clock()
+        held = self._held.get(region)
+        lease = None if held is None else await self._renewed(held, now)
+        if lease is None:
+            self._held.pop(region, None)
+            name = f"keys:{region}:{self._ring}"
+            lease = await self._leases.take(name, self._holder, seconds=self._seconds, now=now)
+            if lease is not None:
+                _log.info("key_turn_taken", region=region, fence=lease.fence)
+            elif held is not None:
+                _log.info("key_turn_lost", region=region)
+        if lease is None:
+            return False
+        self._held[region] = lease
+        return True
+
+    async def _renewed(self, lease: Lease, now: float) -> Lease | None:
+        try:
+            return await self._leases.renew(lease, seconds=self._seconds, now=now)
+        except StoreUnavailableError:
+            if lease.may_work(now):
+                return lease
+            raise
+
+    async def let_go(self, region: str) -> None:
+        """Let another process have the turn, in a second; raises StoreUnavailableError.
+
+        Where none takes it, it is still this one's.
+        """
+        lease = self._held.get(region)
+        if lease is not None:
+            await self._leases.give_back(lease, free_at=self._clock() + _NEXT_SECONDS)
+
+    @asynccontextmanager
+    async def taking_part(self) -> AsyncIterator[None]:
+        """Let every turn go when the body has ended; a store that does not answer is not waited for."""
+        try:
+            yield
+        finally:
+            try:
+                async with asyncio.timeout(_LEAVE_SECONDS):
+                    for region in tuple(self._held):
+                        await self.let_go(region)
+            except TimeoutError:
+                _log.warning("key_turn_not_let_go", seconds=_LEAVE_SECONDS)
+            except StoreUnavailableError as error:
+                _log.warning("key_turn_not_let_go", detail=error.detail)
