@@ -140,6 +140,36 @@ async def test_one_replica_looks_after_keys_and_the_next_one_when_it_has_ended(u
             assert about_keys() > asked
 
 
+async def test_no_process_opens_more_connections_than_the_pool_and_three(replicas, url):
+    """docs/postgresql.md: `max_connections` must hold workers x (pool size + 3)."""
+    engine = open_engine(url)
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    async with engine.connect() as other:
+        asked = asyncio.gather(
+            *(
+                ask
+                for service in replicas
+                for number in range(20)
+                for ask in (
+                    mint(service, f"u{number}"),
+                    service.get(f"/v1/tokens?userId=u{number}"),
+                    service.post("/v1/bans", {"userId": f"b{number}"}),
+                    service.get("/v1/keys"),
+                )
+            )
+        )
+        most = 0
+        while not asked.done():
+            most = max(most, (await other.execute(query)).scalar_one() - 1)
+            # In a transaction the server would tell the same again.
+            await other.rollback()
+        answers = await asked
+    await engine.dispose()
+    assert {answer.status_code for answer in answers} <= {200, 201, 503}
+    # Two writers, a reader and a listener in each: they were wanted, and there are no more.
+    assert most == len(replicas) * (1 + 3)
+
+
 async def test_no_mint_waits_behind_those_who_read(replicas, url):
     """One connection reads, and it waits for a lock; mints go on."""
     body = b'{"stageArn": "%s"}' % stage_arn().encode()
