@@ -112,9 +112,12 @@ class RotationTurns:
 
         Where none takes it, it is still this one's.
         """
+        await self._give_back(region, after=_NEXT_SECONDS)
+
+    async def _give_back(self, region: str, *, after: float) -> None:
         lease = self._held.get(region)
         if lease is not None:
-            await self._leases.give_back(lease, free_at=self._clock() + _NEXT_SECONDS)
+            await self._leases.give_back(lease, free_at=self._clock() + after)
 
     @asynccontextmanager
     async def taking_part(self) -> AsyncIterator[None]:
@@ -124,8 +127,8 @@ class RotationTurns:
         finally:
             try:
                 async with asyncio.timeout(_LEAVE_SECONDS):
-                    for region in tuple(self._held):
-                        await self.let_go(region)
+                    for region in self._held:
+                        await self._give_back(region, after=0.0)
             except TimeoutError:
                 _log.warning("key_turn_not_let_go", seconds=_LEAVE_SECONDS)
             except StoreUnavailableError as error:
