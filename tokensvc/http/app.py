@@ -237,13 +237,6 @@ def create_app(
                 watch.note_signing()
                 await readiness.sign_canaries()
 
-            async def count() -> None:
-                # One of all replicas is enough: it reads every living token of the ledger.
-                if turns.any:
-                    await reports.count()
-                else:
-                    reports.leave_counting()
-
             loop = RotationLoop(
                 reports,
                 parts.regions,
@@ -257,7 +250,7 @@ def create_app(
             background += [
                 every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
-                every(COUNT_SECONDS, count, name="living tokens", sleep=sleep),
+                every(COUNT_SECONDS, reports.count, name="living tokens", sleep=sleep),
             ]
         sharing = BudgetSharing(
             parts.budgets, parts.transactions, monotonic, workers=settings.workers

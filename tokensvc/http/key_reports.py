@@ -94,10 +94,6 @@ class KeyReports:
         """Read what others have stored; raises StoreUnavailableError."""
         self._read = await self._reports.load()
 
-    def leave_counting(self) -> None:
-        """Tell from now on what another process counts."""
-        self._living = {}
-
     async def count(self) -> None:
         """Count the living tokens of each Region's keys, unless another process does.
 
