@@ -167,8 +167,13 @@ class Settings:
         _text,
         None,
     )
+    old_kms_key_id: str | None = _setting(
+        "AWS KMS key that sealed before, while `tokensvc keys reseal` has not been run.",
+        _text,
+        None,
+    )
     kms_region: str | None = _setting(
-        "Region of the KMS key; default: the one in its ARN, else the first of TOKENSVC_REGIONS.",
+        "Region of the KMS keys; default: the one in their ARN, else the first of TOKENSVC_REGIONS.",
         _text,
         None,
     )

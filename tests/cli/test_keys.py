@@ -247,6 +247,12 @@ def kms() -> Iterator[tuple[str, str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
+    yield url, kms_key(url)
+    server.stop()
+
+
+def kms_key(url: str) -> str:
+    """Make a key, and return its ARN."""
     client = boto3.client(
         "kms",
         region_name="eu-west-1",
@@ -254,9 +260,9 @@ def kms() -> Iterator[tuple[str, str]]:
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )
-    yield url, str(client.create_key()["KeyMetadata"]["Arn"])
+    arn = str(client.create_key()["KeyMetadata"]["Arn"])
     client.close()
-    server.stop()
+    return arn
 
 
 def test_resealed_under_aws_kms(cli: Cli, kms: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
@@ -273,6 +279,13 @@ def test_resealed_under_aws_kms(cli: Cli, kms: tuple[str, str], monkeypatch: pyt
     assert cli.mint() == arn
     assert cli.region("rotate")["rotated"] is True
     assert cli.mint() != arn
+    # And from one KMS key to another, with no break.
+    monkeypatch.setenv("TOKENSVC_KMS_KEY_ID", kms_key(url))
+    monkeypatch.setenv("TOKENSVC_OLD_KMS_KEY_ID", key_arn)
+    arn = cli.mint()
+    assert len(cli.json("reseal")["resealed"]) == 2
+    monkeypatch.delenv("TOKENSVC_OLD_KMS_KEY_ID")
+    assert cli.mint() == arn
     # KMS that is not there: not one that refuses for good.
     monkeypatch.setenv("TOKENSVC_KMS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert cli.json("list")["notSigning"].keys() == {REGION}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.keyring.support import OTHER_REGION, REGION, RING, World
-from tokensvc.errors import SealError, StoreUnavailableError
+from tokensvc.errors import KmsError, SealError, StoreUnavailableError
 from tokensvc.keyring.record import KeyPhase
 from tokensvc.keyring.reseal import AnySealer, reseal
 from tokensvc.keyring.sealing import LocalSealer, SealContext
 
 NEW = LocalSealer(bytes(32))
+CONTEXT = SealContext(RING, REGION, "k1")
 
 
 async def test_every_half_opens_under_the_new_key_only(world: World) -> None:
@@ -100,3 +101,23 @@ async def test_the_only_copy_is_not_replaced_by_one_that_does_not_open(world: Wo
     with pytest.raises(SealError, match="does not open under the new master key"):
         await reseal(world.store, RING, old=world.sealer, new=Forgetful())
     assert world.ring() == before
+
+
+async def test_a_key_manager_that_might_open_it_and_is_down_is_an_outage_and_not_a_loss(
+    world: World,
+) -> None:
+    sealed = await world.sealer.seal(b"half", CONTEXT)
+
+    class Down:
+        async def seal(self, private_key: bytes, context: SealContext) -> bytes:
+            raise KmsError("AWS KMS does not answer.")
+
+        async def unseal(self, sealed: bytes, context: SealContext) -> bytes:
+            raise KmsError("AWS KMS does not answer.")
+
+    wrong = LocalSealer(bytes(32))
+    with pytest.raises(KmsError):
+        await AnySealer(wrong, Down()).unseal(sealed, CONTEXT)
+    assert await AnySealer(Down(), world.sealer).unseal(sealed, CONTEXT) == b"half"
+    with pytest.raises(SealError):
+        await AnySealer(wrong, wrong).unseal(sealed, CONTEXT)

@@ -133,6 +133,13 @@ def test_a_full_region_says_who_fills_it() -> None:
     assert f"2 of them by others ({arn('f1')}, {arn('f2')})" in last.reason
 
 
+def test_a_region_full_of_what_is_to_be_deleted_blames_nobody_else() -> None:
+    keys = (active("a"),)
+    last = plan(ring(*keys), POLICY, Facts(holdings(*keys, strays=(arn("x"), arn("y")))), NOW)[-1]
+    assert isinstance(last, Wait)
+    assert last.reason.endswith("are taken, by this ring")
+
+
 def test_own_keys_that_fill_the_slots_are_no_alarm() -> None:
     keys = (active("a"), retiring("r1"), retiring("r2"))
     facts = Facts(holdings(*keys), latest_expiry={"r1": NOW + DAY, "r2": NOW + 2 * DAY})

@@ -145,9 +145,9 @@ def reseal(new_master_key_file: Path | None, as_json: bool) -> int:
     """Seal all private halves anew, under another master key.
 
     Without a break: set the new master key on every replica, with the old one as
-    TOKENSVC_OLD_MASTER_KEY_FILE; restart them; run this; unset the old one. With
-    --new-master-key-file, the settings still have the old one, and a replica that is restarted before
-    it has the new one cannot sign.
+    TOKENSVC_OLD_MASTER_KEY_FILE or TOKENSVC_OLD_KMS_KEY_ID; restart them; run this; unset the old one.
+    With --new-master-key-file, the settings still have the old one, and a replica that is restarted
+    before it has the new one cannot sign.
     """
 
     async def work(parts: Parts) -> ResealReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,30 +29,33 @@ class Sealers:
 @asynccontextmanager
 async def open_sealers(settings: Settings) -> AsyncIterator[Sealers]:
     """Open what the settings name; raises ConfigurationError where a master key file is unfit."""
-    client = None
-    first: Sealer
-    if settings.kms_key_id is None:
-        first = await local_sealer(settings.master_key_file)
-    else:
-        client = BotoKmsClient(
-            settings.kms_key_id,
-            settings.kms_region or _region_of(settings.kms_key_id) or settings.require_regions()[0],
-            settings=ClientSettings(
-                endpoint_url=settings.kms_endpoint_url,
-                connect_timeout_seconds=settings.aws_connect_timeout,
-                read_timeout_seconds=settings.aws_read_timeout,
-                total_max_attempts=settings.aws_max_attempts,
-            ),
-        )
-        first = KmsSealer(client)
-    try:
-        sealer: Sealer = first
+    async with AsyncExitStack() as closing:
+        first: Sealer
+        if settings.kms_key_id is None:
+            first = await local_sealer(settings.master_key_file)
+        else:
+            first = _kms_sealer(settings, settings.kms_key_id, closing)
+        before: list[Sealer] = []
         if settings.old_master_key_file is not None:
-            sealer = AnySealer(first, await local_sealer(settings.old_master_key_file))
-        yield Sealers(sealer, first)
-    finally:
-        if client is not None:
-            await client.aclose()
+            before.append(await local_sealer(settings.old_master_key_file))
+        if settings.old_kms_key_id is not None:
+            before.append(_kms_sealer(settings, settings.old_kms_key_id, closing))
+        yield Sealers(AnySealer(first, *before) if before else first, first)
+
+
+def _kms_sealer(settings: Settings, key_id: str, closing: AsyncExitStack) -> Sealer:
+    client = BotoKmsClient(
+        key_id,
+        settings.kms_region or _region_of(key_id) or settings.require_regions()[0],
+        settings=ClientSettings(
+            endpoint_url=settings.kms_endpoint_url,
+            connect_timeout_seconds=settings.aws_connect_timeout,
+            read_timeout_seconds=settings.aws_read_timeout,
+            total_max_attempts=settings.aws_max_attempts,
+        ),
+    )
+    closing.push_async_callback(client.aclose)
+    return KmsSealer(client)
 
 
 async def local_sealer(path: Path) -> LocalSealer:

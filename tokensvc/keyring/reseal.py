@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from tokensvc.errors import RingConflictError, SealError
+from tokensvc.errors import KmsError, RingConflictError, SealError
 from tokensvc.keyring.record import KeyRecord, RingState
 from tokensvc.keyring.sealing import SealContext, Sealer
 from tokensvc.keyring.store import RingStore
@@ -35,14 +35,17 @@ class AnySealer:
         return await self._sealers[0].seal(private_key, context)
 
     async def unseal(self, sealed: bytes, context: SealContext) -> bytes:
-        """Return the private half; SealError, the first sealer's, where none opens it."""
-        refusals: list[SealError] = []
+        """Return the private half; SealError, the first sealer's, where none opens it.
+
+        Raises KmsError instead where one of them could not be asked, and might have.
+        """
+        refusals: list[SealError | KmsError] = []
         for sealer in self._sealers:
             try:
                 return await sealer.unseal(sealed, context)
-            except SealError as error:
+            except (SealError, KmsError) as error:
                 refusals.append(error)
-        raise refusals[0]
+        raise next((one for one in refusals if isinstance(one, KmsError)), refusals[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ async def _reseal_keys(
 async def _opens(sealer: Sealer, sealed: bytes, context: SealContext) -> bool:
     try:
         await sealer.unseal(sealed, context)
-    except SealError:
+    except (SealError, KmsError):
+        # One that is down seals nothing either, which comes next, and changes nothing.
         return False
     return True

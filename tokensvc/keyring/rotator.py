@@ -349,6 +349,8 @@ class _Plan:
     def _no_slot(self) -> str:
         foreign = self.facts.holdings.foreign
         text = f"no STANDBY key: all {SLOTS} public keys of {self.ring.region} are taken"
+        if not foreign:
+            return f"{text}, by this ring"
         return f"{text}, {len(foreign)} of them by others ({', '.join(foreign)})"
 
 
