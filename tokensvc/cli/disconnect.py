@@ -1,46 +1,25 @@
-"""`tokensvc disconnect` and `tokensvc bans`: kicking out and keeping out, from the database alone.
-
-Nothing here talks to IVS. What is stored is taken up within a second by a service that runs on the same
-database; where none runs, it waits for the next one.
-"""
+"""`tokensvc disconnect`: kicking out, from the database alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from tokensvc.cli.callers import Lifetime
-from tokensvc.cli.opening import with_store
 from tokensvc.cli.output import json_option, moment, print_json, print_table
+from tokensvc.cli.revoking import COMMAND_LINE, PAGE, reason_option, with_revocations
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from tokensvc.revocation import Accepted, DisconnectProgress, Revocations
 
-    from tokensvc.revocation import Accepted, Ban, DisconnectProgress, Revocations
-    from tokensvc.revocation.requests import BanSubject
-    from tokensvc.settings import Settings
+__all__ = ["disconnect"]
 
-__all__ = ["bans", "disconnect"]
-
-T = TypeVar("T")
-
-COMMAND_LINE: Final = "command-line"
-"""Who is said to have asked; no caller id looks like this."""
 FAILED: Final = 1
 NOT_DONE: Final = 3
 LOOK_SECONDS: Final = 1.0
-_PAGE: Final = 1000
-
-_stage_option = click.option("--stage-arn", help="ARN of the stage.")
-_user_option = click.option("--user-id", help="A user.")
-_participant_option = click.option("--participant-id", help="A participant.")
-_reason_option = click.option(
-    "--reason", help="Told to IVS and kept with the ban, at most 128 characters."
-)
 
 
 @click.command()
@@ -48,7 +27,7 @@ _reason_option = click.option(
 @click.option("--participant-id", help="Disconnect this participant.")
 @click.option("--user-id", help="Disconnect this user: every living token, every connection.")
 @click.option("--everybody", is_flag=True, help="Disconnect everybody on the stage.")
-@_reason_option
+@reason_option
 @click.option("--ban", type=Lifetime(), help="Issue no token for so long, such as 30m or 90d.")
 @click.option("--ban-for-good", is_flag=True, help="Issue no token any more.")
 @click.option("--wait", is_flag=True, help="Show the progress until IVS has taken everybody.")
@@ -107,169 +86,7 @@ def disconnect(
         progress = await _watch(revocations, accepted.disconnect_id, timeout, asyncio.sleep)
         return await _print_end(revocations, progress, as_json)
 
-    return _with_revocations(work)
-
-
-@click.group()
-def bans() -> None:
-    """Look after bans: who may not be issued a token.
-
-    A change takes effect on every replica within a second.
-    """
-
-
-@bans.command("list")
-@_stage_option
-@_user_option
-@_participant_option
-@json_option
-def list_(
-    stage_arn: str | None, user_id: str | None, participant_id: str | None, as_json: bool
-) -> None:
-    """List the bans that stand, all of them or those that name what is given."""
-
-    async def work(revocations: Revocations, _: tuple[str, ...]) -> list[Ban]:
-        found: list[Ban] = []
-        while True:
-            page = await revocations.standing_bans(
-                stage_arn=stage_arn,
-                user_id=user_id,
-                participant_id=participant_id,
-                after=found[-1].ban_id if found else "",
-                limit=_PAGE,
-            )
-            found += page
-            if len(page) < _PAGE:
-                return found
-
-    _print_bans(_with_revocations(work), as_json)
-
-
-@bans.command()
-@_stage_option
-@_user_option
-@_participant_option
-@click.option("--everybody", is_flag=True, help="Ban the stage: nobody is issued a token for it.")
-@click.option("--for", "duration", type=Lifetime(), help="How long, such as 30m; or for good.")
-@_reason_option
-@json_option
-def add(
-    stage_arn: str | None,
-    user_id: str | None,
-    participant_id: str | None,
-    everybody: bool,
-    duration: int | None,
-    reason: str | None,
-    as_json: bool,
-) -> None:
-    """Ban a user on a stage, a user everywhere, a participant, or (--everybody) a stage.
-
-    Who is connected stays; `tokensvc disconnect --ban` does both.
-    """
-    if duration == 0:
-        raise click.BadParameter("is no time; left out, it bans for good", param_hint="--for")
-    fields = {
-        **_subject_fields(stage_arn, user_id, participant_id, everybody),
-        "duration": duration,
-        "reason": reason,
-    }
-
-    async def work(revocations: Revocations, regions: tuple[str, ...]) -> Ban:
-        from tokensvc.revocation.requests import parse_ban_request
-
-        ask = parse_ban_request(fields, regions=regions, now=time.time())
-        return await revocations.ban(
-            stage_arn=ask.subject.stage_arn,
-            user_id=ask.subject.user_id,
-            participant_id=ask.subject.participant_id,
-            until=ask.until,
-            reason=ask.reason,
-            caller_id=COMMAND_LINE,
-        )
-
-    _print_bans([_with_revocations(work)], as_json)
-
-
-@bans.command()
-@click.argument("ban_id", required=False)
-@_stage_option
-@_user_option
-@_participant_option
-@click.option("--everybody", is_flag=True, help="Lift the bans of the stage itself.")
-@json_option
-def lift(
-    ban_id: str | None,
-    stage_arn: str | None,
-    user_id: str | None,
-    participant_id: str | None,
-    everybody: bool,
-    as_json: bool,
-) -> None:
-    """Lift the ban BAN_ID, or every ban of exactly what the options name."""
-    fields = _subject_fields(stage_arn, user_id, participant_id, everybody)
-    if ban_id is not None and any(fields.values()):
-        raise click.UsageError("name a ban by its id, or by options, not by both")
-
-    async def work(revocations: Revocations, regions: tuple[str, ...]) -> list[Ban]:
-        from tokensvc.revocation.requests import parse_ban_subject
-
-        if ban_id is not None:
-            return [await revocations.lift(ban_id)]
-        subject: BanSubject = parse_ban_subject(fields, regions=regions)
-        lifted: list[Ban] = []
-        while some := await revocations.lift_of(
-            stage_arn=subject.stage_arn,
-            user_id=subject.user_id,
-            participant_id=subject.participant_id,
-        ):
-            lifted += some
-        return lifted
-
-    _print_bans(_with_revocations(work), as_json)
-
-
-def _subject_fields(
-    stage_arn: str | None, user_id: str | None, participant_id: str | None, everybody: bool
-) -> dict[str, object]:
-    return {
-        "stageArn": stage_arn,
-        "userId": user_id,
-        "participantId": participant_id,
-        "everybody": everybody or None,
-    }
-
-
-def _with_revocations(work: Callable[[Revocations, tuple[str, ...]], Awaitable[T]]) -> T:
-    async def run(engine: AsyncEngine, settings: Settings) -> T:
-        regions = settings.require_regions()
-        async with _open_revocations(engine, settings) as revocations:
-            return await work(revocations, regions)
-
-    return with_store(run)
-
-
-@asynccontextmanager
-async def _open_revocations(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Revocations]:
-    from tokensvc.ledger import Ledger
-    from tokensvc.revocation import BanList, BanStore, CallQueue, DisconnectStore, Revocations
-    from tokensvc.store.transactions import open_transactions
-
-    transactions = open_transactions(engine)
-    try:
-        ban_store = BanStore(engine, transactions, time.time)
-        yield Revocations(
-            store=DisconnectStore(engine, transactions),
-            calls=CallQueue(engine, transactions),
-            ban_store=ban_store,
-            bans=BanList(ban_store, time.time),
-            ledger=Ledger(engine),
-            clock=time.time,
-            wake=lambda _: None,
-            idempotency_window=settings.idempotency_window,
-            retention=settings.ledger_retention,
-        )
-    finally:
-        await transactions.aclose()
+    return with_revocations(work)
 
 
 async def _watch(
@@ -282,7 +99,7 @@ async def _watch(
     ends = time.monotonic() + seconds
     told = ""
     while True:
-        progress = await revocations.progress(disconnect_id, limit=_PAGE)
+        progress = await revocations.progress(disconnect_id, limit=PAGE)
         line = ", ".join(f"{count} {state}" for state, count in sorted(progress.counts.items()))
         if line != told:
             click.echo(line or "nobody is known yet", err=True)
@@ -310,7 +127,7 @@ async def _print_end(revocations: Revocations, progress: DisconnectProgress, as_
     answer = DisconnectAnswer.of(progress)
     while answer.next_cursor is not None:
         more = await revocations.progress(
-            answer.disconnect_id, cursor=answer.next_cursor, limit=_PAGE
+            answer.disconnect_id, cursor=answer.next_cursor, limit=PAGE
         )
         page = DisconnectAnswer.of(more)
         answer.participants += page.participants
@@ -336,31 +153,3 @@ async def _print_end(revocations: Revocations, progress: DisconnectProgress, as_
         click.echo("tokensvc: stored, and not done yet; is a service running?", err=True)
         return NOT_DONE
     return 0
-
-
-def _print_bans(found: list[Ban], as_json: bool) -> None:
-    from tokensvc.http.revocation_structs import BanAnswer
-
-    if as_json:
-        print_json({"bans": [BanAnswer.of(ban) for ban in found]})
-        return
-    print_table(
-        ("BAN", "STAGE", "USER", "PARTICIPANT", "UNTIL", "LIFTED", "REASON"),
-        [
-            (
-                ban.ban_id,
-                ban.stage_arn or "-",
-                _shown(ban.user_id),
-                ban.participant_id or "-",
-                "for good" if ban.until is None else moment(ban.until),
-                moment(ban.lifted_at),
-                _shown(ban.reason or None),
-            )
-            for ban in found
-        ],
-    )
-
-
-def _shown(text: str | None) -> str:
-    # Somebody else's text: escaped, it cannot drive the terminal.
-    return "-" if text is None else ascii(text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from tokensvc.cli.bans import bans
 from tokensvc.cli.bench import bench
 from tokensvc.cli.callers import callers
 from tokensvc.cli.database import db
 from tokensvc.cli.dev import dev
-from tokensvc.cli.disconnect import bans, disconnect
+from tokensvc.cli.disconnect import disconnect
 from tokensvc.cli.doctor import doctor
 from tokensvc.cli.emulator import emulator
 from tokensvc.cli.keys import keys
