@@ -111,6 +111,14 @@ async def test_a_participant_of_another_stage_is_not_kicked_in_vain(service: Ser
     assert (await service.post("/v1/disconnects", body)).status_code == 202
 
 
+async def test_a_connection_token_is_not_kicked_in_vain(service: Service):
+    made = await service.post("/v1/connection-tokens", {"region": REGION})
+    body = {**STAGE, "participantId": made.json()["tokenId"]}
+    problem = problem_in(await service.post("/v1/disconnects", body), 400, "invalid_request")
+    assert [one["field"] for one in problem["errors"]] == ["participantId"]
+    assert "/v1/connection-tokens/" in problem["detail"]
+
+
 async def test_progress_is_told_page_by_page(service: Service):
     for number in range(3):
         service.ivs.join(f"p{number}", "ana")

@@ -682,6 +682,21 @@ async def test_a_damaged_row_of_the_ledger_keeps_nobody_on_a_stage(replica, ivs,
     assert (await replica.revocations.progress(accepted.disconnect_id)).done
 
 
+@pytest.mark.parametrize("column", ["kind", "iat", "exp"])
+async def test_who_is_named_is_kicked_though_the_row_of_the_token_is_damaged(replica, ivs, column):
+    await replica.issue("p1")
+    await replica.issue_connection_token("c1")
+    ivs.join(STAGE, "p1", "alice")
+    garbage = text(f"UPDATE issued_tokens SET {column} = 'garbage'")
+    await replica.transactions.run("damage", lambda connection: connection.execute(garbage))
+    with capture_logs() as logs:
+        await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
+        await replica.revocations.revoke_connection_token("c1", caller_id=None)
+    assert {entry["event"] for entry in logs} == {"ledger_row_damaged"}
+    await replica.work(rounds=2)
+    assert ivs.revoked == {"p1", "c1"}
+
+
 async def test_progress_comes_in_pages(replica, ivs):
     for number in range(7):
         await replica.issue(f"p{number}", f"user{number}")

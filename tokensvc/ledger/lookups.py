@@ -6,7 +6,7 @@ the thousandth costs what the first does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -157,23 +157,28 @@ class Ledger:
         )
         return int((await self._all("count tokens", query))[0][0])
 
-    async def latest(self, token_id: str) -> IssuedRecord | None:
+    async def latest(
+        self, token_id: str, *, repaired_at: float | None = None
+    ) -> IssuedRecord | None:
         """Return the newest token with this `jti`, with the endpoints it was signed with, or None.
 
         An exchange gives a participant a newer token under the same id. What IVS was told of any of
-        them holds for all: `disconnected_at` is that of the last.
+        them holds for all: `disconnected_at` is that of the last. A damaged row is a
+        StoreUnavailableError; with `repaired_at`, the time in Unix seconds, it is filled in as by `living`.
         """
         rows = await self._all("find token", newest_token(token_id))
         if not rows:
             return None
         *columns, events, whip, lives_until, disconnected_at = tuple(rows[0])
-        record = _record(columns)
-        if not _is_number(lives_until):
+        record = IssuedRecord(*columns)
+        if repaired_at is not None:
+            record = _repaired(record, repaired_at)
+        elif _is_damaged(record) or not _is_number(lives_until):
             raise _damaged(record.row_id, token_id=token_id)
         return replace(
             record,
             disconnected_at=disconnected_at,
-            lives_until=lives_until,
+            lives_until=lives_until if _is_number(lives_until) else record.exp,
             endpoints=None if events is None else StageEndpoints(events, whip),
         )
 
@@ -298,13 +303,10 @@ def _living(
     return conditions
 
 
-def _record(row: Iterable[Any]) -> IssuedRecord:
-    record = IssuedRecord(*row)
-    if record.kind not in (PARTICIPANT, CONNECTION) or not (
+def _is_damaged(record: IssuedRecord) -> bool:
+    return record.kind not in (PARTICIPANT, CONNECTION) or not (
         _is_number(record.exp) and _is_number(record.iat)
-    ):
-        raise _damaged(record.row_id, token_id=record.token_id)
-    return record
+    )
 
 
 def _repaired(record: IssuedRecord, now: float) -> IssuedRecord:

@@ -21,7 +21,7 @@ from tokensvc.errors import (
     NotRepeatableError,
     StoreUnavailableError,
 )
-from tokensvc.ledger import Claim, IdempotencyRef, Ledger
+from tokensvc.ledger import Claim, IdempotencyRef, IssuedRecord, Ledger
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
 from tokensvc.revocation.call_queue import CallQueue
@@ -125,7 +125,9 @@ class Revocations:
         self, token_id: str, *, caller_id: str | None, ref: IdempotencyRef | None = None
     ) -> Accepted:
         """Store the revocation of a connection token of the ledger; raises NotFoundError."""
-        found = await self._ledger.latest(token_id) if is_token_id(token_id) else None
+        found = None
+        if is_token_id(token_id):
+            found = await self._ledger.latest(token_id, repaired_at=self._clock())
         if found is None or found.kind != "connection":
             raise NotFoundError("There is no such connection token.")
         ask = DisconnectAsk.of_connection_token(found.region, token_id)
@@ -300,17 +302,9 @@ class Revocations:
     async def _first_call(self, ask: DisconnectAsk, now: float) -> NewCall | None:
         if ask.kind not in {"participant", "connection_token"} or ask.target_id is None:
             return None
-        issued = await self._ledger.latest(ask.target_id)
-        if (
-            ask.kind == "participant"
-            and issued is not None
-            and issued.stage_arn not in (None, ask.stage_arn)
-        ):
-            # IVS would not know the participant there, and the kick would end as "not connected".
-            detail = "is not the stage that this participant's token is for"
-            raise InvalidRequestError(
-                f"stageArn: {detail}", errors=(FieldError("stageArn", "mismatch", detail),)
-            )
+        issued = await self._ledger.latest(ask.target_id, repaired_at=now)
+        if ask.kind == "participant" and issued is not None:
+            _require_participant_of(ask.stage_arn, issued)
         expiries = await self._ledger.last_expiries([ask.target_id])
         exp = expiries.get(ask.target_id, now + MAX_PARTICIPANT_TTL_SECONDS)
         if ask.kind == "connection_token":
@@ -344,6 +338,19 @@ class Revocations:
                 key_id=request.target_id if request.kind == "key" else None,
             )
         return ahead
+
+
+def _require_participant_of(stage_arn: str | None, issued: IssuedRecord) -> None:
+    """Raise InvalidRequestError for whom IVS would not know: the kick would end as "not connected"."""
+    if issued.kind == "connection":
+        field, code = "participantId", "connection_token"
+        detail = "is a connection token's id: DELETE /v1/connection-tokens/{tokenId} revokes it"
+    elif issued.stage_arn not in (None, stage_arn):
+        field, code = "stageArn", "mismatch"
+        detail = "is not the stage that this participant's token is for"
+    else:
+        return
+    raise InvalidRequestError(f"{field}: {detail}", errors=(FieldError(field, code, detail),))
 
 
 def _result(request: Disconnect) -> str:
