@@ -163,6 +163,98 @@ async def test_the_second_head_of_a_connection_is_given_up_too(server: Listening
     assert await connection.is_closed()
 
 
+REFUSED_EARLY = (
+    b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+)
+
+
+async def test_what_is_left_of_a_body_is_not_waited_for_without_end(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tokensvc.http.protocol.REST_SECONDS", 0.0)
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        await connection.say(REFUSED_EARLY)
+        assert (await connection.answer())[0] == 401
+        assert await connection.is_closed()
+
+
+@pytest.mark.parametrize("rest", [b'      "}', b'      "}\r\n'])
+async def test_a_body_that_ends_after_its_answer_leaves_the_connection_watched_and_usable(
+    server: Listening, rest: bytes
+):
+    connection = await server.connect()
+    await connection.say(REFUSED_EARLY)
+    assert (await connection.answer())[0] == 401
+    protocol = only_protocol(server)
+    await until(lambda: protocol._rest_timer is not None)
+    await connection.say(rest)
+    await until(lambda: protocol._rest_timer is None)
+    # Neither is it idle for ever.
+    await until(lambda: protocol._idle_since is not None)
+    assert protocol._idle_timer is not None
+    await connection.say(server.mint())
+    assert (await connection.answer())[0] == 201
+
+
+async def test_empty_lines_are_no_request_that_would_be_waited_for(server: Listening):
+    connection = await server.connect()
+    await connection.say(server.mint())
+    assert (await connection.answer())[0] == 201
+    protocol = only_protocol(server)
+    await until(lambda: protocol._idle_since is not None)
+    before = protocol._idle_since
+    await connection.say(b"\r\n")
+    await until(lambda: protocol._idle_since not in (None, before))
+    assert protocol._idle_timer is not None
+
+
+@pytest.mark.parametrize("path", ["/schema", "/v1/tokens/batch"])
+async def test_an_answer_that_nobody_takes_ends_the_connection(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    monkeypatch.setattr("tokensvc.http.protocol.TAKE_SECONDS", 0.0)
+    if path == "/schema":
+        ask = b"GET /schema HTTP/1.1\r\nHost: x\r\n\r\n"
+    else:
+        item = json.dumps({"stageArn": stage_arn()})
+        body = f'{{"tokens":[{",".join([item] * 1000)}]}}'.encode()
+        ask = Listening.mint(Listening(None, 0, stopped), body).replace(  # type: ignore[arg-type]
+            b"/v1/tokens", b"/v1/tokens/batch"
+        )
+    async with listening(stopped) as server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            connections = server.server.server_state.connections
+            await until(lambda: bool(connections))
+            for _ in range(40):
+                with contextlib.suppress(ConnectionError):
+                    await loop.sock_sendall(client, ask)
+            await until(lambda: not connections)
+
+
+async def test_a_connection_is_closed_whether_or_not_its_last_answer_is_taken(server: Listening):
+    connection = await server.connect()
+    await connection.say(server.mint())
+    assert (await connection.answer())[0] == 201
+    protocol = only_protocol(server)
+    protocol._give_up()
+    assert protocol._take_timer is not None
+    assert await connection.is_closed()
+    await until(lambda: not server.server.server_state.connections)
+    assert protocol._take_timer.cancelled()
+
+
+def only_protocol(server: Listening) -> BoundedHttpProtocol:
+    (protocol,) = server.server.server_state.connections
+    assert isinstance(protocol, BoundedHttpProtocol)
+    return protocol
+
+
 async def test_what_is_not_http_is_answered_by_a_problem(server: Listening):
     connection = await server.connect()
     await connection.say(b"\x16\x03\x01 this is no HTTP\r\n\r\n")

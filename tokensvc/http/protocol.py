@@ -1,8 +1,9 @@
 """uvicorn's httptools protocol with the bounds that it leaves out.
 
-The head of a request is bounded in bytes and in time, so that neither a head without end nor one that
-never ends costs more than a connection for some seconds. A connection too many, and a request that is
-not HTTP, are answered with problem details as everything else is.
+The head of a request is bounded in bytes and in time, so that neither a head without end nor one that never
+ends costs more than a connection for some seconds. So is what is left of a body once the request was
+answered, and how long an answer waits for a client that does not take it. A connection too many, and a
+request that is not HTTP, are answered with problem details as everything else is.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from tokensvc.http.edge import Edge
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
 from tokensvc.http.short_way import ShortWay
 
-__all__ = ["HEAD_SECONDS", "MAX_HEAD_BYTES", "BoundedHttpProtocol"]
+__all__ = ["HEAD_SECONDS", "MAX_HEAD_BYTES", "REST_SECONDS", "TAKE_SECONDS", "BoundedHttpProtocol"]
 
 MAX_HEAD_BYTES: Final = 16_384
 """Request line and headers of one request; a right one has a few hundred bytes."""
 
 HEAD_SECONDS: Final = 10.0
 """From the first byte of a head, or from a new connection's start, to the head's end."""
+
+REST_SECONDS: Final = 15.0
+"""From an answer that came before the request's body was all there, to the body's end."""
+
+TAKE_SECONDS: Final = 30.0
+"""How long more of an answer than the kernel keeps may wait for the client to take it."""
 
 _COPIED_BYTES: Final = 65_536
 """Bodies up to here are copied behind their heads, into one write; of megabytes that takes milliseconds."""
@@ -57,6 +64,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._take_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._fault = _NOT_HTTP
@@ -74,9 +84,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._head_is_over()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        self._body_is_over()
+        for timer in (self._idle_timer, self._take_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take what was sent."""
+        super().pause_writing()
+        self._watch_taking()
+
+    def resume_writing(self) -> None:
+        """Stop waiting: it was taken, but for the rest of a connection that is being closed."""
+        super().resume_writing()
+        if self._take_timer is not None and not self.transport.is_closing():
+            self._take_timer.cancel()
+            self._take_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
@@ -84,7 +108,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._short is not None:
             self._go_the_long_way()
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            self._idle_again()
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -114,6 +141,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """End a head, and choose who answers: the application, or its refusal."""
         self._in_head = False
+        self._in_body = True
         if self._head_timer is not None:
             self._head_is_over()
         self._check_head()
@@ -139,6 +167,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer a request that came whole and takes the short way; end the body of any other."""
+        self._in_body = False
+        if self._rest_timer is not None:
+            self._body_is_over()
         if self._short is None:
             super().on_message_complete()
             return
@@ -247,14 +278,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # request. One that looks since when the connection is idle does for all of them.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self._watch_taking()
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
+        if self._in_body and self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(REST_SECONDS, self._give_up)
+        self._begin_idling()
+
+    def _begin_idling(self) -> None:
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _idle_again(self) -> None:
+        # What came may have begun no request: empty lines, or the rest of one that was answered.
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete and not self._in_body:  # type: ignore[redundant-expr]
+            self._begin_idling()
 
     def _end_if_idle(self) -> None:
         self._idle_timer = None
@@ -264,7 +307,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if left > 0:
             self._idle_timer = self.loop.call_later(left, self._end_if_idle)
         else:
-            self.timeout_keep_alive_handler()
+            self._give_up()
 
     def drain(self) -> None:
         """Let the answer under way, if there is one, be the last of the connection."""
@@ -290,9 +333,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _body_is_over(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+
+    def _watch_taking(self) -> None:
+        if self._take_timer is None:
+            self._take_timer = self.loop.call_later(TAKE_SECONDS, self.transport.abort)
+
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+            self._watch_taking()
 
     def _refuse(self, status: HTTPStatus, error: TokenServiceError) -> None:
         # There is no request yet that could be handed to the application.
@@ -306,7 +359,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
+        self._give_up()
 
 
 class _ShortCycle:
