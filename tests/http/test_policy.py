@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -372,6 +373,18 @@ async def test_a_participant_is_of_its_stage_whatever_stage_is_named(
         await take_over(service, policy_file, everywhere)
         for one in (ban_id, user_ban):
             assert (await service.delete(f"/v1/bans/{one}")).status_code == 200
+
+
+async def test_a_damaged_row_keeps_nobody_from_being_kicked_by_who_may(under: Start):
+    async with under(OWN_STAGE) as service:
+        minted = await service.mint(stageArn=stage_arn())
+        path = service.settings.data_dir / "tokensvc.db"
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE issued_tokens SET exp = 'garbage'")
+        kick = {"participantId": minted["participantId"], "stageArn": stage_arn()}
+        assert (await service.post("/v1/disconnects", kick)).status_code == 202
+        kick["stageArn"] = stage_arn("stage2")
+        problem_in(await service.post("/v1/disconnects", kick), 403, "policy_denied")
 
 
 async def test_connection_tokens_are_granted_by_their_own_rule(under: Start, policy_file: Path):

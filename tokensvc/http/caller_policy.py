@@ -58,7 +58,7 @@ async def require_subject(
     stages = [] if stage_arn is None else [StageArn.parse(stage_arn)]
     if participant_id is not None:
         # Nobody acts on another's stage by naming its own beside a participant of the other.
-        found = await service.ledger.latest(participant_id)
+        found = await service.ledger.latest(participant_id, repaired_at=service.clock())
         if found is not None and found.stage_arn is not None:
             stages.append(StageArn.parse(found.stage_arn))
     await service.gate.require_stages(facts.caller_name, stages)
