@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from tests.http.support import REGION, Service, problem_in, running, stage_arn
+from tokensvc.errors import IvsUnavailableError
 from tokensvc.revocation.bans import REFRESH_SECONDS
 
 STAGE = {"stageArn": stage_arn()}
@@ -145,6 +146,21 @@ async def test_a_connection_token_again_is_the_same(service: Service, other: Ser
     again = (await send(other, "/v1/connection-tokens", body)).json()
     assert who_and_when(first["token"]) == who_and_when(again["token"])
     assert await rows(service) == [first["tokenId"]]
+
+
+async def test_a_connection_token_that_is_being_revoked_is_not_given_again(
+    service: Service, other: Service
+):
+    body = {"region": REGION}
+    token_id = (await send(service, "/v1/connection-tokens", body)).json()["tokenId"]
+    service.ivs.fault = IvsUnavailableError("no answer")
+    revoked = (await service.delete(f"/v1/connection-tokens/{token_id}")).json()
+    again = await send(other, "/v1/connection-tokens", body)
+    assert "being revoked" in problem_in(again, 409, "not_repeatable")["detail"]
+    service.ivs.fault = None
+    await service.until_done(revoked["disconnectId"])
+    again = await send(other, "/v1/connection-tokens", body)
+    assert "has been revoked" in problem_in(again, 409, "not_repeatable")["detail"]
 
 
 @pytest.mark.parametrize("path", ["/v1/disconnects", "/v1/bans"])

@@ -79,8 +79,8 @@ class World:
                 return IssuedRecord(number, *row[:-1], disconnected_at, row.endpoints, until)
         return None
 
-    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
-        return participant_id in self.pending
+    async def is_pending(self, stage_arn: str | None, token_id: str) -> bool:
+        return token_id in self.pending
 
     def admit(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None

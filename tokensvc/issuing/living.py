@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tokensvc.ledger.lookups import IssuedRecord
+from tokensvc.ledger.row import CONNECTION
 
 __all__ = ["IssuedTokens", "PendingDisconnects", "why_not_again"]
 
@@ -24,8 +25,11 @@ class IssuedTokens(Protocol):
 class PendingDisconnects(Protocol):
     """The stored disconnects that IVS has not taken yet."""
 
-    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
-        """Tell whether a participant is about to be disconnected; raises StoreUnavailableError."""
+    async def is_pending(self, stage_arn: str | None, token_id: str) -> bool:
+        """Tell whether a participant is about to be disconnected, or a connection token to be revoked.
+
+        A connection token has no stage. Raises StoreUnavailableError.
+        """
         ...
 
 
@@ -40,7 +44,11 @@ async def why_not_again(known: IssuedRecord, pending: PendingDisconnects, now: f
     if known.lives_until <= now:
         return "Its token has expired; mint a new one."
     if known.disconnected_at is not None:
+        if known.kind == CONNECTION:
+            return "The token has been revoked."
         return "The participant has been disconnected; IVS takes no token under its id again."
-    if known.stage_arn is not None and await pending.is_pending(known.stage_arn, known.token_id):
+    if await pending.is_pending(known.stage_arn, known.token_id):
+        if known.kind == CONNECTION:
+            return "The token is being revoked."
         return "The participant is being disconnected; IVS takes no token under its id after that."
     return None

@@ -119,12 +119,12 @@ class CallQueue:
             "put call off", lambda connection: connection.execute(_pending(call).values(values))
         )
 
-    async def is_pending(self, stage_arn: str, participant_id: str) -> bool:
-        """Tell whether a participant is about to be disconnected."""
+    async def is_pending(self, stage_arn: str | None, token_id: str) -> bool:
+        """Tell whether a participant is about to be disconnected, or (no stage) a token to be revoked."""
         query = select(calls.c.call_id).where(
-            calls.c.operation == "disconnect",
-            calls.c.stage_arn == stage_arn,
-            calls.c.target_id == participant_id,
+            calls.c.operation == ("revoke" if stage_arn is None else "disconnect"),
+            calls.c.stage_arn == (stage_arn or ""),
+            calls.c.target_id == token_id,
             calls.c.state == "pending",
         )
         return bool(await self._all(query.limit(1)))
