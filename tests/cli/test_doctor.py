@@ -238,6 +238,25 @@ def test_secrets_of_a_trial_are_refused(fit: Settings):
         assert name in lines
 
 
+@pytest.mark.parametrize("name", ["master_key_file", "old_master_key_file", "audit_key_file"])
+def test_a_key_of_a_trial_is_refused_in_another_folder_too(fit: Settings, name: str):
+    trial = fit.data_dir / "trial"
+    trial.mkdir()
+    (trial / "dev.env").write_text("")
+    (line,) = complaints(replace(fit, **{name: trial / "some.key"}), {})
+    assert line.startswith(f"TOKENSVC_{name.upper()}: {trial} was made by `tokensvc dev`")
+
+
+def test_a_password_of_the_database_that_others_may_read_is_refused(fit: Settings, tmp_path: Path):
+    path = tmp_path / "database_url"
+    path.write_text("x")
+    path.chmod(0o600)
+    assert complaints(fit, {"TOKENSVC_DATABASE_URL_FILE": str(path)}) == []
+    path.chmod(0o644)
+    (line,) = complaints(fit, {"TOKENSVC_DATABASE_URL_FILE": str(path)})
+    assert line.startswith(f"TOKENSVC_DATABASE_URL_FILE: {path} is open to group or others")
+
+
 def test_serve_says_every_complaint_and_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

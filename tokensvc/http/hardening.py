@@ -46,7 +46,7 @@ def complaints(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """
     return [
         *_of_aws(settings, environ),
-        *_of_files(settings),
+        *_of_files(settings, environ),
         *_of_policy(settings),
         *_of_address(settings),
     ]
@@ -73,18 +73,25 @@ def _is_aws(url: str) -> bool:
     return parts.scheme == "https" and _AWS_HOST.fullmatch(parts.hostname or "") is not None
 
 
-def _of_files(settings: Settings) -> Iterator[str]:
-    if (settings.data_dir / "dev.env").exists():
-        yield (
-            f"TOKENSVC_DATA_DIR {settings.data_dir} was made by `tokensvc dev`, whose API key was"
-            " printed; use another folder"
-        )
+def _of_files(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     secret = {
         "TOKENSVC_MASTER_KEY_FILE": settings.master_key_file,
         "TOKENSVC_OLD_MASTER_KEY_FILE": settings.old_master_key_file,
         "TOKENSVC_AUDIT_KEY_FILE": settings.audit_key_file,
         "TOKENSVC_DATABASE_URL": _database_file(settings.database_url),
+        # It may hold the database's password.
+        "TOKENSVC_DATABASE_URL_FILE": _named(environ.get("TOKENSVC_DATABASE_URL_FILE")),
     }
+    trial = {settings.data_dir: "TOKENSVC_DATA_DIR"}
+    for name, path in secret.items():
+        if path is not None:
+            trial.setdefault(path.parent, name)
+    for folder, name in trial.items():
+        if (folder / "dev.env").exists():
+            yield (
+                f"{name}: {folder} was made by `tokensvc dev`, whose API key was printed; use another"
+                " folder"
+            )
     for name, path in secret.items():
         mode = _mode_of(path)
         if mode is not None and mode & _FOR_OTHERS:
@@ -128,6 +135,10 @@ def _database_file(url: str) -> Path | None:
         if parsed.drivername.startswith("sqlite") and parsed.database
         else None
     )
+
+
+def _named(path: str | None) -> Path | None:
+    return Path(path).expanduser() if path else None
 
 
 def _mode_of(path: Path | None) -> int | None:
