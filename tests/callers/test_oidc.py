@@ -256,6 +256,23 @@ async def test_who_waits_for_keys_at_the_end_is_answered(issuer: Issuer) -> None
         await asking
 
 
+async def test_nobody_waits_without_end_for_a_fetch_that_does_not_end(
+    issuer: Issuer, oidc: OidcCallers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokensvc.callers.jwks.WAIT_SECONDS", 0.0)
+    issuer.hold.clear()
+    for _ in range(2):
+        with pytest.raises(IdentityProviderError):
+            await oidc.authenticate(issuer.token())
+    # It goes on meanwhile, and nobody begins another.
+    flight = oidc.keys._flight
+    assert flight is not None
+    issuer.hold.set()
+    await flight
+    assert issuer.fetches == 1
+    assert (await oidc.authenticate(issuer.token())).name == "oidc:lobby"
+
+
 async def test_old_keys_are_fetched_anew_behind_the_answer(
     issuer: Issuer, oidc: OidcCallers
 ) -> None:

@@ -31,6 +31,11 @@ REFRESH_SECONDS: Final = 300.0
 PAUSE_SECONDS: Final = 10.0
 MAX_AGE_SECONDS: Final = 86_400.0
 TIMEOUT_SECONDS: Final = 5.0
+WAIT_SECONDS: Final = 30.0
+"""The longest that a request waits for a fetch: what discovery and keys may take, each three timeouts.
+
+A server that sends its head byte by byte keeps a fetch longer, and must not keep requests.
+"""
 MAX_BYTES: Final = 262_144
 MAX_KEYS: Final = 64
 MAX_KEY_ID_CHARS: Final = 256
@@ -103,7 +108,10 @@ class IssuerKeys:
     async def _join(self, flight: asyncio.Task[None]) -> None:
         # The fetch belongs to nobody: it goes on when the request that began it is cancelled.
         try:
-            await asyncio.shield(flight)
+            async with asyncio.timeout(WAIT_SECONDS):
+                await asyncio.shield(flight)
+        except TimeoutError:
+            _log.warning("issuer_keys_not_waited_for", seconds=WAIT_SECONDS)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
