@@ -46,6 +46,9 @@ def cli(
             "TOKENSVC_REGIONS": REGION,
             "TOKENSVC_AWS_ENDPOINT_URL": emulator.url,
             "TOKENSVC_STANDBY_MIN_AGE": "0",
+            # Generous, for slow and busy machines.
+            "TOKENSVC_AWS_CONNECT_TIMEOUT": "30",
+            "TOKENSVC_AWS_READ_TIMEOUT": "60",
             "AWS_ACCESS_KEY_ID": "emulator",
             "AWS_SECRET_ACCESS_KEY": "emulator",
         }.items():

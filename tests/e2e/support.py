@@ -120,6 +120,9 @@ class RunningDev:
                 "TOKENSVC_PORT": str(self.port),
                 "TOKENSVC_EMULATOR_PORT": str(self.emulator_port),
                 "TOKENSVC_DATA_DIR": str(self.data_dir),
+                # Generous, for slow and busy machines.
+                "TOKENSVC_AWS_CONNECT_TIMEOUT": "10",
+                "TOKENSVC_AWS_READ_TIMEOUT": "30",
                 **(settings or {}),
             },
         )

@@ -97,12 +97,7 @@ async def test_a_revocation_is_stored_and_repeated_until_ivs_has_taken_it(servic
     assert answer.status_code == 202, answer.text
     disconnect_id = answer.json()["disconnectId"]
     assert answer.headers["location"] == f"/v1/disconnects/{disconnect_id}"
-    for _ in range(100):
-        service.now += 0.25
-        service.sleeper.nudge(longest=4.0)
-        found = (await service.get(answer.headers["location"])).json()
-        if found["participants"][0]["attempts"]:
-            break
+    found = await service.until(disconnect_id, lambda found: found["participants"][0]["attempts"])
     assert found["done"] is False
     assert found["participants"][0]["lastError"] == "ivs_unavailable"
     service.ivs.fault = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.http.support import (
     NOW,
     OTHER_REGION,
+    PATIENCE_SECONDS,
     REGION,
     Service,
     problem_in,
@@ -413,11 +415,11 @@ async def test_the_queue_of_disconnects_is_told_with_its_age(service: Service):
     await service.post("/v1/disconnects", {**STAGE, "participantId": "p1"})
     service.now += 30
     service.sleeper.nudge(longest=10.0)
-    for _ in range(1000):
-        text = (await service.get("/metrics", caller=None)).text
-        if f'tokensvc_disconnect_queue{{region="{REGION}",state="due"}} 1.0' in text:
-            break
-        await service.get("/v1/bans")
+    text = ""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while f'tokensvc_disconnect_queue{{region="{REGION}",state="due"}} 1.0' not in text:
+            await service.get("/v1/bans")
+            text = (await service.get("/metrics", caller=None)).text
     assert f'tokensvc_disconnect_oldest_seconds{{region="{REGION}"}} 30.0' in text
 
 
