@@ -583,3 +583,22 @@ async def test_sighup_takes_a_new_policy_into_every_worker_and_drops_no_request(
     assert [line.get("worker") for line in loaded if line["before"]] in ([0, 1], [1, 0])
     assert process.end() == 0
     assert "Traceback" not in str(process.lines())
+
+
+def arenas(pid: int) -> int:
+    """Count glibc's arenas of threads: 64 MiB, aligned to as much, of which the first part is in use."""
+    size, found, before = 64 << 20, 0, (0, 0, "")
+    for line in Path(f"/proc/{pid}/maps").read_text("ascii").splitlines():
+        span, rights, *_ = line.split()
+        start, end = (int(one, 16) for one in span.split("-"))
+        used = before[0] % size == 0 and before[1:] == (start, "rw-p")
+        found += used and rights == "---p" and end - before[0] == size
+        before = (start, end, rights)
+    return found
+
+
+def test_all_threads_of_a_worker_share_one_arena(started: Any):
+    process = started(1)
+    process.told("service_started")
+    assert len(list(Path(f"/proc/{process.process.pid}/task").iterdir())) > 3
+    assert arenas(process.process.pid) == 1

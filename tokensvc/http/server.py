@@ -29,6 +29,7 @@ import uvicorn
 from tokensvc.errors import ConfigurationError
 from tokensvc.http.admission import oidc_config, read_policy
 from tokensvc.http.app import create_app
+from tokensvc.http.arenas import share_arenas
 from tokensvc.http.draining import has_waiting, refuse_connections
 from tokensvc.http.edge import Edge
 from tokensvc.http.parts import open_parts
@@ -138,6 +139,7 @@ def serve_alone(
     siblings: Siblings | None = None,
 ) -> None:
     """Serve on `listener` in this process until a signal ends it; closes it."""
+    share_arenas()
     # Each process counts for itself, so each has its part of a limit.
     app = create_app(
         settings, tend_keys=tend_keys, limit_share=1 / settings.workers, siblings=siblings
