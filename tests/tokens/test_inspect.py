@@ -141,6 +141,12 @@ def test_each_missing_claim_is_told(key, inspect, claim):
     assert [(f.code, f.where) for f in inspection.refusals] == [("missing_claim", claim)]
 
 
+@pytest.mark.parametrize(("ahead", "told"), [(0, set()), (1, {"future_iat"})])
+def test_a_token_of_this_very_second_is_not_of_the_future(key, inspect, ahead, told):
+    inspection = inspect(key.mint({**CLAIMS, "iat": NOW + ahead, "exp": NOW + 60}))
+    assert {finding.code for finding in inspection.findings} == told
+
+
 @pytest.mark.parametrize("claim", ["attributes", "user_id"])
 def test_optional_claims_may_be_missing(key, inspect, claim):
     assert inspect(key.mint({n: v for n, v in CLAIMS.items() if n != claim})).acceptable
