@@ -356,6 +356,8 @@ async def test_a_ban_holds_on_the_other_replica_after_one_refresh(service: Servi
     await other.sleeper.wake(REFRESH_SECONDS)
     assert (await banned(other))["banId"] == made["banId"]
     await other.delete(f"/v1/bans/{made['banId']}")
+    # Its worker was woken by the kick.
+    await service.at_rest()
     await service.sleeper.wake(REFRESH_SECONDS)
     await service.mint(userId="ana")
 
