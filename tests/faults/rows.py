@@ -253,7 +253,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "store locked": Row(store_locked, prepare=_impatient),
     "store down": Row(store_down),
     "store full": Row(store_full),
-    "AWS slow": Row(aws(kind="delay", seconds=1.0)),
+    "AWS slow": Row(aws(kind="delay", seconds=1.0), {"aws_read_timeout": 0.2}),
     "AWS throttling": Row(aws(kind="throttle")),
     "AWS 5xx": Row(aws(kind="error", code="InternalServerException")),
     "AWS refused": Row(aws_refused),
