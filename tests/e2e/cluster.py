@@ -230,11 +230,16 @@ class Cluster:
         found = self._ivs.list_public_keys(maxResults=50)
         return {key["arn"] for key in found["publicKeys"]}
 
-    def ledger(self) -> Counter[str]:
-        """Return how many rows each token id has, read from the server itself."""
+    def ledger(self) -> Counter[tuple[str, str]]:
+        """Return how many rows each token has, read from the server itself.
+
+        A token is its id and the ARN of its key ("" where IVS made it): an answer that is given
+        again is signed anew, under the key of that moment, and what was signed is in the ledger.
+        """
         name = self._database.rpartition("/")[2]
-        rows = self.postgres.sql("SELECT token_id FROM issued_tokens", database=name)
-        return Counter(rows.split())
+        query = "SELECT token_id, coalesce(key_arn, '') FROM issued_tokens"
+        rows = self.postgres.sql(query, database=name).splitlines()
+        return Counter((token_id, arn) for token_id, _, arn in (row.partition("|") for row in rows))
 
     async def join(self, token: str) -> ClientConnection | None:
         """Join the stage as the SDK does; None where IVS refuses the token."""
