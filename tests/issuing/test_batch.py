@@ -19,7 +19,12 @@ from tokensvc.errors import (
 )
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.issuer import TokenIssuer
-from tokensvc.issuing.slices import SLICE_SECONDS, LoopSlices
+from tokensvc.issuing.slices import (
+    PAUSE_SECONDS,
+    SHORT_SLICE_SECONDS,
+    SLICE_SECONDS,
+    LoopSlices,
+)
 from tokensvc.tokens.claims import TokenRequest
 
 Ask = Callable[..., TokenRequest]
@@ -140,6 +145,41 @@ async def test_others_run_whenever_a_slice_is_spent(
     assert len(outcomes) == 300
     assert breaths >= 100
     assert max(held) <= SLICE_SECONDS + 0.001 + 1e-9
+
+
+class Company:
+    """Somebody who asks for single tokens."""
+
+    def __init__(self) -> None:
+        self.is_waiting = self.was_here = False
+        self.told = 0
+
+    def batch_works(self) -> None:
+        self.told += 1
+
+
+async def test_slices_are_short_and_apart_where_somebody_waits(monkeypatch: Any) -> None:
+    now = 0.0
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("tokensvc.issuing.slices.asyncio.sleep", sleep)
+    company = Company()
+    slices = LoopSlices(lambda: now, company)
+    now += SHORT_SLICE_SECONDS
+    assert not slices.spent()
+    now += SLICE_SECONDS
+    assert slices.spent()
+    company.was_here = True
+    await slices.breathe()
+    now += SHORT_SLICE_SECONDS
+    assert slices.spent()
+    company.is_waiting = True
+    await slices.breathe()
+    assert pauses == [0, PAUSE_SECONDS]
+    assert company.told == 3
 
 
 async def test_an_empty_batch_has_an_empty_answer(world: Any, issuer: TokenIssuer) -> None:

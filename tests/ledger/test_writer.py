@@ -16,10 +16,12 @@ from tests.ledger.support import NOW, STAGE, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
 from tokensvc.ledger.writer import (
-    BULK_ROWS,
+    BULK_ROWS_IN_COMPANY,
     BULK_ROWS_PER_COMMIT,
+    FEW_ROWS,
     GATHER_SECONDS,
     MAX_RECORD_SECONDS,
+    MOMENT_SECONDS,
 )
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
@@ -139,10 +141,63 @@ async def test_a_large_batch_is_recorded_in_pieces_beside_those_who_come_one_by_
     await transactions.begun.wait()
     transactions.open.set()
     assert await one is None
-    assert writer.counts()["committed"] <= 1 + 2 * BULK_ROWS_PER_COMMIT
+    assert writer.counts()["committed"] <= 1 + 2 * BULK_ROWS_IN_COMPANY
     assert not batch.done()
     assert await batch is None
-    assert writer.counts() == {"committed": 1001, "commits": 5, "refused": 0, "lost": 0}
+    commits = 1000 // BULK_ROWS_IN_COMPANY
+    assert writer.counts() == {"committed": 1001, "commits": commits, "refused": 0, "lost": 0}
+    await writer.aclose()
+
+
+async def test_batches_among_themselves_share_large_commits(transactions, age):
+    writer = make(transactions, age)
+    batches = [asyncio.create_task(writer.record([row()] * 100)) for _ in range(10)]
+    await asyncio.sleep(0)
+    writer.start()
+    await asyncio.gather(*batches)
+    assert writer.counts()["commits"] == 1000 // BULK_ROWS_PER_COMMIT
+    await writer.aclose()
+
+
+async def test_it_is_known_who_waits_and_who_was_here_a_moment_ago(transactions, age):
+    writer = make(transactions, age)
+    age.seconds = 100.0
+    writer.start()
+    await writer.record([row()] * (FEW_ROWS + 1))
+    assert not writer.is_waiting
+    assert not writer.was_here
+    transactions.open.clear()
+    transactions.begun.clear()
+    one = asyncio.create_task(writer.record([row()]))
+    await transactions.begun.wait()
+    assert writer.is_waiting
+    assert writer.was_here
+    transactions.open.set()
+    await one
+    assert not writer.is_waiting
+    assert writer.was_here
+    age.seconds += 2 * MOMENT_SECONDS
+    assert not writer.was_here
+    await writer.aclose()
+
+
+async def test_beside_a_batch_a_commit_waits_for_one_turn(transactions, age):
+    writer = make(transactions, age)
+    age.seconds = 100.0
+    writer.start()
+
+    async def after(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await writer.record([row()])
+
+    writer.batch_works()
+    await asyncio.gather(*(after(turns) for turns in range(10)))
+    assert writer.counts()["commits"] > 2
+    age.seconds += 2 * MOMENT_SECONDS
+    before = writer.counts()["commits"]
+    await asyncio.gather(*(after(turns) for turns in range(10)))
+    assert writer.counts()["commits"] == before + 1
     await writer.aclose()
 
 
@@ -156,8 +211,8 @@ async def test_a_batch_of_which_one_piece_fails_fails_once_all_are_known(transac
     with pytest.raises(StoreUnavailableError, match="disk is full"):
         await batch
     assert writer.waiting_rows == 0
-    assert writer.counts()["refused"] == 2 * BULK_ROWS
-    assert writer.counts()["committed"] == 1000 - 2 * BULK_ROWS
+    assert writer.counts()["refused"] == BULK_ROWS_PER_COMMIT
+    assert writer.counts()["committed"] == 1000 - BULK_ROWS_PER_COMMIT
     await writer.aclose()
 
 

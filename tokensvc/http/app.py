@@ -46,6 +46,7 @@ from tokensvc.http.sharing import BudgetSharing
 from tokensvc.http.short_way import ShortWay, short_ways
 from tokensvc.http.siblings import Siblings
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
+from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import IvsGateway
 from tokensvc.keyring.loop import RotationLoop, longest_pause
 from tokensvc.keyring.turns import RotationTurns
@@ -321,6 +322,7 @@ def _service(
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         cut_batch=batch_decoder(settings.max_batch),
+        new_slices=lambda: LoopSlices(company=parts.writer),
     )
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -66,8 +67,12 @@ FEW_ROWS: Final = 16
 BULK_ROWS: Final = 100
 """A batch of more is recorded in pieces of this, unless one claim is for all of it."""
 
-BULK_ROWS_PER_COMMIT: Final = 250
-"""Of batches, beside those of who goes first: a commit that takes longer is one that all others wait for."""
+BULK_ROWS_PER_COMMIT: Final = 500
+BULK_ROWS_IN_COMPANY: Final = 100
+"""Of batches, where somebody records a few rows: a longer commit is one that they would wait for."""
+
+MOMENT_SECONDS: Final = 0.1
+"""Who came so lately may come again any moment, or another one."""
 
 GATHER_SECONDS: Final = 0.005
 """A commit waits no longer than this for more rows; as much as it takes itself on a good disk."""
@@ -123,6 +128,9 @@ class LedgerWriter:
         self._task: asyncio.Task[None] | None = None
         self._stored_endpoints: LRUCache[str, bool] = LRUCache(maxsize=10_000)
         self._under_way_since: float | None = None
+        self._few_under_way = False
+        self._few_at = -math.inf
+        self._batch_at = -math.inf
         self._failed_at: float | None = None
         self._counts = {"committed": 0, "commits": 0, "refused": 0, "lost": 0}
 
@@ -130,6 +138,20 @@ class LedgerWriter:
     def waiting_rows(self) -> int:
         """Rows that no commit has taken yet."""
         return self._waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anybody who records a few rows waits for a commit."""
+        return bool(self._queue) or self._few_under_way
+
+    @property
+    def was_here(self) -> bool:
+        """Whether anybody has recorded a few rows a moment ago."""
+        return self._monotonic() - self._few_at < MOMENT_SECONDS
+
+    def batch_works(self) -> None:
+        """Take note that a batch is at work on the event loop."""
+        self._batch_at = self._monotonic()
 
     def counts(self) -> Mapping[str, int]:
         """Return totals: rows `committed`, `refused` (their requests failed) and `lost`; `commits`."""
@@ -207,7 +229,10 @@ class LedgerWriter:
         waits = self._durability == "durable" or claim is not None
         answer = asyncio.get_running_loop().create_future() if waits else None
         count = len(rows)
-        queue = self._queue if count <= FEW_ROWS else self._bulk
+        if count <= FEW_ROWS:
+            queue, self._few_at = self._queue, now
+        else:
+            queue = self._bulk
         queue.append(_Entry(rows, claim, answer, now))
         self._waiting += count
         if not self._wake.is_set():
@@ -224,6 +249,7 @@ class LedgerWriter:
                     await self._commit(batch)
                 finally:
                     self._under_way_since = None
+                    self._few_under_way = False
             elif self._closing:
                 return
             else:
@@ -233,20 +259,26 @@ class LedgerWriter:
     async def _gather(self) -> None:
         """Let requests that are about to record their rows do so, as long as every turn brings some.
 
-        A commit costs as much as signing ten tokens, so one for all of them is better for each. Where
-        little is asked for this is one turn of the event loop.
+        A commit costs as much as signing some tokens, so one for all of them is better for each. Where
+        little is asked for this is one turn of the event loop; and no more than one it is where batches
+        are at work, for most of each turn is theirs.
         """
-        until = self._monotonic() + GATHER_SECONDS
+        now = self._monotonic()
+        until = now if now - self._batch_at < MOMENT_SECONDS else now + GATHER_SECONDS
         seen = -1
-        while seen < self._waiting < self._max_rows and self._monotonic() < until:
+        while seen < self._waiting < self._max_rows:
             seen = self._waiting
             await asyncio.sleep(0)
+            if self._monotonic() >= until:
+                return
 
     def _take(self) -> list[_Entry]:
         # Batches have their part of every commit, however many come one by one.
         few = self._take_from(self._queue, self._max_rows)
+        self._few_under_way = bool(few)
         left = self._max_rows - _count(few)
-        return few + self._take_from(self._bulk, min(left, BULK_ROWS_PER_COMMIT))
+        most = BULK_ROWS_IN_COMPANY if self.was_here else BULK_ROWS_PER_COMMIT
+        return few + self._take_from(self._bulk, min(left, most))
 
     def _take_from(self, queue: deque[_Entry], at_most: int) -> list[_Entry]:
         """Take entries of `at_most` rows together, or one of more."""
