@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.store.checkpoints import BACKSTOP_PAGES
 from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
 
 __all__ = ["open_engine", "open_migration_engine", "open_writer_engine"]
@@ -102,7 +103,7 @@ def open_writer_engine(engine: AsyncEngine) -> Engine:
         hide_parameters=True,
     )
     event.listen(writer, "connect", _prepare_migration_connection)
-    event.listen(writer, "connect", _enlarge_cache)
+    event.listen(writer, "connect", _prepare_writer)
     event.listen(writer, "begin", _begin_immediately)
     return writer
 
@@ -180,10 +181,12 @@ def _prepare_migration_connection(connection: DBAPIConnection, entry: Connection
     connection.isolation_level = None
 
 
-def _enlarge_cache(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+def _prepare_writer(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
+        # A checkpointer copies the journal beside its commits (`checkpoints.py`).
+        cursor.execute(f"PRAGMA wal_autocheckpoint={BACKSTOP_PAGES}")
     finally:
         cursor.close()
 

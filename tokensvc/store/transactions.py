@@ -32,6 +32,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tokensvc.store.checkpoints import Checkpointer
 from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.faults import refused_value, sqlstate_of, store_faults
 from tokensvc.store.sqlstates import RETRIED
@@ -81,13 +82,14 @@ def open_transactions(engine: AsyncEngine, *, owned: bool = False) -> Transactio
     An `owned` engine is closed with them.
     """
     if engine.dialect.name == "sqlite":
-        return _ThreadTransactions(open_writer_engine(engine))
+        return _ThreadTransactions(open_writer_engine(engine), open_writer_engine(engine))
     return _PooledTransactions(engine, owned=owned)
 
 
 class _ThreadTransactions:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, for_checkpoints: Engine) -> None:
         self._engine = engine
+        self._checkpointer = Checkpointer(for_checkpoints, self._between_commits)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
@@ -99,9 +101,15 @@ class _ThreadTransactions:
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with _write_faults(operation), self._engine.begin() as connection:
-            return work(connection)
+            result = work(connection)
+        self._checkpointer.note_commit()
+        return result
+
+    def _between_commits(self, copy: Callable[[Engine], object]) -> None:
+        self._thread.submit(copy, self._engine)
 
     async def aclose(self) -> None:
+        await asyncio.to_thread(self._checkpointer.close)
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown(wait=False)
 

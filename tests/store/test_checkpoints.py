@@ -1,0 +1,118 @@
+"""SQLite's journal is copied beside the commits, and begun anew, whatever becomes of the thread that does it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+from structlog.testing import capture_logs
+
+from tokensvc.store import open_engine, upgrade
+from tokensvc.store.checkpoints import BACKSTOP_PAGES, RESTART_PAGES, Checkpointer
+from tokensvc.store.engine import open_writer_engine
+from tokensvc.store.transactions import open_transactions
+
+PAGE = 4096
+
+
+def write(pages: int) -> str:
+    """Return SQL that fills so many pages."""
+    return (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n"
+        f" WHERE i < {pages}) INSERT INTO filling SELECT zeroblob({PAGE}) FROM n"
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "t.db"
+    upgrade(f"sqlite+aiosqlite:///{path}")
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE filling (it BLOB)")
+    connection.close()
+    return path
+
+
+def journal_pages(path: Path) -> int:
+    """Return how many pages are in the journal that were not copied yet."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        before = path.stat().st_size
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        return (path.stat().st_size - before) // PAGE
+    finally:
+        connection.close()
+
+
+async def test_a_commit_copies_nothing_though_the_journal_is_long(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpointer, "note_commit", lambda _: None)
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    transactions = open_transactions(engine)
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql(write(6_000))
+
+    before = path.stat().st_size
+    await transactions.run("fill", work)
+    assert path.stat().st_size == before
+    assert BACKSTOP_PAGES > 6_000
+    await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_what_is_copied_is_begun_anew_by_the_next_commit(path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    transactions = open_transactions(engine)
+    await transactions.run("fill", lambda one: one.exec_driver_sql(write(RESTART_PAGES + 500)).close())
+    journal = path.with_name(path.name + "-wal")
+    long = journal.stat().st_size
+    assert long > RESTART_PAGES * PAGE
+
+    rests: list[object] = []
+    writer = open_writer_engine(engine)
+    sut = Checkpointer(open_writer_engine(engine), rests.append)
+    sut.copy()
+    # All is in the database, and the writer is asked for what came meanwhile.
+    assert journal_pages(path) == 0
+    assert len(rests) == 1
+    await transactions.run("fill", lambda one: one.exec_driver_sql(write(10)).close())
+    assert journal.stat().st_size == long
+    writer.dispose()
+    sut.close()
+    await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_a_short_journal_is_copied_and_goes_on(path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    rests: list[object] = []
+    sut = Checkpointer(open_writer_engine(engine), rests.append)
+    with sqlite3.connect(path) as connection:
+        connection.execute(write(100))
+    sut.copy()
+    assert journal_pages(path) == 0
+    assert rests == []
+    connection.close()
+    sut.close()
+    await engine.dispose()
+
+
+def test_a_journal_that_cannot_be_copied_is_told_once(path: Path) -> None:
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    sut = Checkpointer(open_writer_engine(engine), lambda _: None)
+
+    def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with capture_logs() as logs:
+        sut._told(fail)
+        sut._told(fail)
+        sut._told(sut.copy)
+        sut._told(fail)
+    assert [log["event"] for log in logs] == ["journal_not_copied"] * 2
+    sut.close()

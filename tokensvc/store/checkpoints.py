@@ -1,0 +1,111 @@
+"""Copies SQLite's journal into the database beside the commits, not in one of them.
+
+SQLite does that work (a checkpoint, sqlite.org/wal.html) in whichever commit makes the journal long enough:
+4,000 pages, 10 ms and more, for which everybody waits whose token is in that commit or the next. Here a
+thread with a connection of its own copies what is there several times a second, which holds up no writer.
+What was written meanwhile is too little to be noticed; the writer copies it between two commits, and the
+next one begins the journal anew. If this thread does not keep up, or is gone, the writer copies all, as
+it would without it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+__all__ = ["BACKSTOP_PAGES", "Checkpointer"]
+
+BACKSTOP_PAGES: Final = 32_000
+"""Of 4 KiB: the length of the journal at which a commit copies it all the same, 128 MB."""
+
+INTERVAL_SECONDS: Final = 0.25
+RESTART_PAGES: Final = 2_000
+"""A shorter journal is not begun anew: pages that are written again and again are then copied once."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Checkpointer:
+    """Runs beside one writer; `engine` is its own, and is closed with it.
+
+    `between_commits` has the writer do something when it is in no transaction, and returns at once.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        between_commits: Callable[[Callable[[Engine], object]], object],
+        *,
+        interval: float = INTERVAL_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._between_commits = between_commits
+        self._interval = interval
+        self._written = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failing = False
+
+    def note_commit(self) -> None:
+        """Take note that there is something to copy; starts the thread at the first. For the writer's."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="store-checkpoints", daemon=True)
+            self._thread.start()
+        self._written.set()
+
+    def close(self) -> None:
+        """End the thread, after the copying that is under way; blocks. What is left is copied later."""
+        self._ended.set()
+        self._written.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._engine.dispose()
+
+    def copy(self) -> None:
+        """Copy what is in the journal now; what comes meanwhile, if it is long, between two commits."""
+        pages = _checkpoint(self._engine)
+        if pages >= RESTART_PAGES:
+            self._between_commits(self._copy_rest)
+
+    def _copy_rest(self, engine: Engine) -> None:
+        self._told(lambda: _checkpoint(engine))
+
+    def _run(self) -> None:
+        while True:
+            self._written.wait()
+            if self._ended.wait(self._interval):
+                return
+            self._written.clear()
+            self._told(self.copy)
+
+    def _told(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            # The journal only grows, up to where a commit copies it and says what is wrong.
+            if not self._failing:
+                _log.warning("journal_not_copied", reason=type(error).__name__)
+            self._failing = True
+        else:
+            self._failing = False
+
+
+def _checkpoint(engine: Engine) -> int:
+    """Copy the journal as far as nobody is in the way; return its length in pages, 0 if it is busy."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            busy, pages, _ = cursor.fetchone()
+        finally:
+            cursor.close()
+    finally:
+        connection.close()
+    return 0 if busy else int(pages)
