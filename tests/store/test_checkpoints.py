@@ -1,8 +1,12 @@
-"""SQLite's journal is copied beside the commits, and begun anew, whatever becomes of the thread that does it."""
+"""SQLite's journal is copied beside the commits and begun anew, whatever becomes of who does it."""
 
 from __future__ import annotations
 
+import asyncio
+import queue
 import sqlite3
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,11 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def size_of(path: Path) -> int:
+    """Return the file's bytes."""
+    return path.stat().st_size
+
+
 def journal_pages(path: Path) -> int:
     """Return how many pages are in the journal that were not copied yet."""
     connection = sqlite3.connect(path)
@@ -57,9 +66,9 @@ async def test_a_commit_copies_nothing_though_the_journal_is_long(
     def work(connection: Connection) -> None:
         connection.exec_driver_sql(write(6_000))
 
-    before = path.stat().st_size
+    before = size_of(path)
     await transactions.run("fill", work)
-    assert path.stat().st_size == before
+    assert size_of(path) == before
     assert BACKSTOP_PAGES > 6_000
     await transactions.aclose()
     await engine.dispose()
@@ -68,9 +77,11 @@ async def test_a_commit_copies_nothing_though_the_journal_is_long(
 async def test_what_is_copied_is_begun_anew_by_the_next_commit(path: Path) -> None:
     engine = open_engine(f"sqlite+aiosqlite:///{path}")
     transactions = open_transactions(engine)
-    await transactions.run("fill", lambda one: one.exec_driver_sql(write(RESTART_PAGES + 500)).close())
+    await transactions.run(
+        "fill", lambda one: one.exec_driver_sql(write(RESTART_PAGES + 500)).close()
+    )
     journal = path.with_name(path.name + "-wal")
-    long = journal.stat().st_size
+    long = size_of(journal)
     assert long > RESTART_PAGES * PAGE
 
     rests: list[object] = []
@@ -81,10 +92,27 @@ async def test_what_is_copied_is_begun_anew_by_the_next_commit(path: Path) -> No
     assert journal_pages(path) == 0
     assert len(rests) == 1
     await transactions.run("fill", lambda one: one.exec_driver_sql(write(10)).close())
-    assert journal.stat().st_size == long
+    assert size_of(journal) == long
     writer.dispose()
     sut.close()
     await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_every_commit_has_its_journal_copied_by_another_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(Checkpointer, "copy", lambda _: copied.put(threading.get_ident()))
+    eager = partial(Checkpointer, interval=0.0)
+    monkeypatch.setattr("tokensvc.store.transactions.Checkpointer", eager)
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    transactions = open_transactions(engine)
+    for _ in range(3):
+        writer = await transactions.run("fill", lambda _: threading.get_ident())
+        assert await asyncio.to_thread(copied.get, timeout=60) != writer
+    await transactions.aclose()
+    assert copied.empty()
     await engine.dispose()
 
 

@@ -103,9 +103,10 @@ def _checkpoint(engine: Engine) -> int:
         cursor = connection.cursor()
         try:
             cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            busy, pages, _ = cursor.fetchone()
+            answer = cursor.fetchone()
         finally:
             cursor.close()
     finally:
         connection.close()
-    return 0 if busy else int(pages)
+    # Whether somebody else is at it, the journal's pages, and how many of them are copied.
+    return 0 if answer is None or answer[0] else int(answer[1])
