@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import sqlite3
@@ -375,12 +376,16 @@ async def test_a_participant_is_of_its_stage_whatever_stage_is_named(
             assert (await service.delete(f"/v1/bans/{one}")).status_code == 200
 
 
+def _damage_expiries(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE issued_tokens SET exp = 'garbage'")
+
+
 async def test_a_damaged_row_keeps_nobody_from_being_kicked_by_who_may(under: Start):
     async with under(OWN_STAGE) as service:
         minted = await service.mint(stageArn=stage_arn())
-        path = service.settings.data_dir / "tokensvc.db"
-        with contextlib.closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE issued_tokens SET exp = 'garbage'")
+        # Not on the event loop, which would keep a write that is under way from its end.
+        await asyncio.to_thread(_damage_expiries, service.settings.data_dir / "tokensvc.db")
         kick = {"participantId": minted["participantId"], "stageArn": stage_arn()}
         assert (await service.post("/v1/disconnects", kick)).status_code == 202
         kick["stageArn"] = stage_arn("stage2")
