@@ -15,6 +15,7 @@ import msgspec
 
 from tokensvc.errors import PolicyDeniedError, RateLimitedError, TokenServiceError
 from tokensvc.policy.limiter import Counted, Limiter
+from tokensvc.policy.memory import CallerMemory
 from tokensvc.policy.policy import Policy
 from tokensvc.policy.rules import TokenLimits
 from tokensvc.tokens.arn import StageArn
@@ -105,10 +106,7 @@ class PolicyGate:
         if policy.is_open:
             return Admitted(policy.decide(caller, wanted).require(), _NO_HEADERS)
         known = policy.known(caller)
-        count = None
-        if counted:
-            limits = _UNLIMITED if known is None else known.limits
-            count = self._limiter.count(caller, wanted.user_id, limits, policy.limits)
+        count = self._count(policy, caller, wanted.user_id, known) if counted else None
         stage = wanted.stage
         if known is not None and not known.needs_tags(stage):
             request = known.allow(wanted)
@@ -133,8 +131,6 @@ class PolicyGate:
         # Where scopes alone decide there is no limit either.
         counts = counted and not policy.is_open
         known = policy.known(caller)
-        limits = _UNLIMITED if known is None else known.limits
-        overall = policy.limits
         last: Counted | None = None
         refusal: RateLimitedError | None = None
         answers: list[TokenRequest | TokenServiceError | None] = []
@@ -147,7 +143,7 @@ class PolicyGate:
                 continue
             if counts:
                 try:
-                    last = self._limiter.count(caller, item.user_id, limits, overall)
+                    last = self._count(policy, caller, item.user_id, known)
                 except RateLimitedError as error:
                     refusal = error
                     answers.append(error)
@@ -197,7 +193,8 @@ class PolicyGate:
     ) -> AdmittedConnection:
         """Return the connection token to issue for `caller`; counted and raising as `admit`."""
         policy = self._policy()
-        count = self._count(policy, caller, wanted.user_id) if counted else None
+        known = policy.known(caller)
+        count = self._count(policy, caller, wanted.user_id, known) if counted else None
         tags = None if wanted.stage is None else await self._tags(policy, caller, wanted.stage)
         request = policy.admit_connection(caller, wanted, tags, max_duration)
         return AdmittedConnection(request, _NO_HEADERS if count is None else count.headers)
@@ -209,9 +206,12 @@ class PolicyGate:
     async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
         return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None
 
-    def _count(self, policy: Policy, caller: str, user_id: str | None) -> Counted:
-        """Count one token; raises RateLimitedError."""
-        return self._limiter.count(caller, user_id, policy.limits_of(caller), policy.limits)
+    def _count(
+        self, policy: Policy, caller: str, user_id: str | None, known: CallerMemory | None
+    ) -> Counted:
+        """Count one token of a caller of whom the policy has `known`; raises RateLimitedError."""
+        limits = _UNLIMITED if known is None else known.limits
+        return self._limiter.count(caller, user_id, limits, policy.limits)
 
     async def _look_up(
         self, stages: Mapping[StageArn, None]

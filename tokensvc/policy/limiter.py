@@ -151,20 +151,14 @@ class Limiter:
         self._callers: Recent[str, _CallerLimits] = Recent(max_callers)
         self._users: Recent[tuple[str, str], float] = Recent(max_users)
 
-    def take(
+    def count(
         self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
-    ) -> tuple[Quota, ...]:
-        """Take one token for `caller` and its user; return what is left of each limit.
+    ) -> Counted:
+        """Take one token for `caller` and its user; return what `quotas_of` can be told of.
 
         `limits` are the caller's, `overall` those of all callers. Raises RateLimitedError, and then
         nothing was taken.
         """
-        return quotas_of(self.count(caller, user_id, limits, overall))
-
-    def count(
-        self, caller: str, user_id: str | None, limits: TokenLimits, overall: TokenLimits
-    ) -> Counted:
-        """Do the same, and return what `quotas_of` can be told of."""
         of = self._callers.get(caller)
         if of is None or of.limits is not limits or of.overall is not overall:
             of = self._put_together(caller, limits, overall, of)

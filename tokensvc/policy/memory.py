@@ -49,21 +49,21 @@ class CallerMemory:
 
     def allow(self, wanted: WantedToken) -> TokenRequest:
         """Decide without the stage's tags; raises PolicyDeniedError with all refusals."""
-        grant = self._grants.get(_asked(wanted))
-        if grant is not None:
-            request = grant_again(self.rule, wanted, grant)
-            if request is not None:
-                return request
-        return self.decide(wanted).require()
+        asked = _asked(wanted)
+        grant = self._grants.get(asked)
+        request = None if grant is None else grant_again(self.rule, wanted, grant)
+        return self._decide_anew(asked, wanted).require() if request is None else request
 
     def decide(self, wanted: WantedToken) -> Decision:
         """Decide without the stage's tags."""
         asked = _asked(wanted)
-        known = self._grants.get(asked)
-        if known is not None:
-            request = grant_again(self.rule, wanted, known)
-            if request is not None:
-                return Decision(known.rule, request)
+        grant = self._grants.get(asked)
+        request = None if grant is None else grant_again(self.rule, wanted, grant)
+        if grant is None or request is None:
+            return self._decide_anew(asked, wanted)
+        return Decision(grant.rule, request)
+
+    def _decide_anew(self, asked: _Asked, wanted: WantedToken) -> Decision:
         decision, grant = check_granted(self.rule, wanted, None, self._max_duration)
         if grant is not None:
             if len(self._grants) >= _MOST:
