@@ -79,8 +79,14 @@ class World:
                 return IssuedRecord(number, *row[:-1], disconnected_at, row.endpoints, until)
         return None
 
-    async def is_pending(self, stage_arn: str | None, token_id: str) -> bool:
-        return token_id in self.pending
+    async def latest_of(self, token_ids: Sequence[str], pace: object) -> dict[str, IssuedRecord]:
+        found = [await self.latest(token_id) for token_id in token_ids]
+        return {one.token_id: one for one in found if one is not None}
+
+    async def pending_of(
+        self, named: Sequence[tuple[str | None, str]]
+    ) -> set[tuple[str | None, str]]:
+        return {one for one in named if one[1] in self.pending}
 
     def admit(
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None

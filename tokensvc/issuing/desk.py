@@ -16,8 +16,6 @@ from tokensvc.errors import (
     InvalidRequestError,
     NotExchangeableError,
     NotFoundError,
-    NotRepeatableError,
-    StoreUnavailableError,
     TokenServiceError,
 )
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
@@ -25,20 +23,11 @@ from tokensvc.issuing.connection import ConnectionSigner, ConnectionToken
 from tokensvc.issuing.issued import Draft, IssuedToken
 from tokensvc.issuing.issuer import Recorder, TokenIssuer
 from tokensvc.issuing.living import IssuedTokens, PendingDisconnects, why_not_again
-from tokensvc.issuing.repeats import (
-    HasRow,
-    Kept,
-    KeptProblem,
-    KeptToken,
-    keep,
-    keep_batch,
-    kept,
-    kept_batch,
-)
+from tokensvc.issuing.repeats import HasRow, Kept, KeptToken, keep, keep_batch, kept, kept_batch
+from tokensvc.issuing.repetition import Repetition, knows
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger.idempotency import Claim, IdempotencyRef
-from tokensvc.ledger.lookups import IssuedRecord
-from tokensvc.ledger.row import PARTICIPANT, LedgerRow
+from tokensvc.ledger.row import PARTICIPANT
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.connection import ConnectionRequest
@@ -91,6 +80,7 @@ class TokenDesk:
     ) -> None:
         """`key_is_gone` tells of a public key's ARN whether our ring has deleted it."""
         self._issuer = issuer
+        self._repetition = Repetition(issuer=issuer, ledger=ledger, pending=pending, clock=clock)
         self._connections = connections
         self._recorder = recorder
         self._ledger = ledger
@@ -126,7 +116,7 @@ class TokenDesk:
                 self._issuer.admit(request, draft.token.participant_id)
                 return draft.token
             known = kept(late)
-        return await self._repeat(request, _only(known), caller_id)
+        return await self._repetition.token(request, _only(known), caller_id)
 
     async def mint_batch(
         self,
@@ -153,10 +143,7 @@ class TokenDesk:
                 return await hand_out_batch(self._issuer, items, drafts, slices)
             stored = late
         known = await kept_batch(stored, slices)
-        return [
-            await self._repeat_item(item, one, slices, caller_id)
-            for item, one in zip(items, known, strict=True)
-        ]
+        return await self._repetition.batch(items, known, slices, caller_id)
 
     async def exchange(
         self,
@@ -200,7 +187,7 @@ class TokenDesk:
         for one in (before, wanted):
             self._issuer.admit(one, request.participant_id)
         if known is not None:
-            return await self._repeat(wanted, _only(known), caller_id)
+            return await self._repetition.token(wanted, _only(known), caller_id)
         reason = await why_not_again(found, self._pending, self._clock())
         if reason is None and found.key_arn is not None and self._key_is_gone(found.key_arn):
             reason = "The key that signed its token has been deleted, so the token is void."
@@ -211,7 +198,7 @@ class TokenDesk:
         draft = self._issuer.sign(wanted, found.endpoints, caller_id, identity)
         late = await self._issuer.record([draft], self._claim(ref, [draft]) if ref else None)
         if late is not None:
-            return await self._repeat(wanted, _only(kept(late)), caller_id)
+            return await self._repetition.token(wanted, _only(kept(late)), caller_id)
         for one in (before, wanted):
             self._issuer.admit(one, request.participant_id)
         return draft.token
@@ -231,9 +218,9 @@ class TokenDesk:
                 return draft.token
             known = kept(late)
         one = _only(known)
-        found = await self._again(one)
+        found = await self._repetition.find(one)
         draft = self._connections.sign(request, caller_id, one.identity)
-        if not _knows(found, draft.row):
+        if not knows(found, draft.row):
             await self._recorder.record([draft.row])
         self._connections.admit(request, draft.token.token_id)
         return draft.token
@@ -250,60 +237,6 @@ class TokenDesk:
 
     def _claim_of(self, ref: IdempotencyRef, result: str) -> Claim:
         return Claim(ref, result, self._clock() + self._window)
-
-    async def _repeat_item(
-        self, item: BatchItem, one: Kept, slices: LoopSlices, caller_id: str | None
-    ) -> BatchOutcome:
-        if slices.spent():
-            await slices.breathe()
-        if isinstance(item, TokenServiceError):
-            return item
-        if isinstance(one, KeptProblem):
-            return one.as_error()
-        try:
-            return await self._repeat(item, one, caller_id)
-        except StoreUnavailableError:
-            raise
-        except TokenServiceError as refusal:
-            return refusal
-
-    async def _repeat(
-        self, request: TokenRequest, one: KeptToken, caller_id: str | None
-    ) -> IssuedToken:
-        self._issuer.admit(request, one.participant_id)
-        seconds = request.duration * 60
-        if one.exp - self._clock() > seconds or one.exp - one.iat < seconds:
-            raise NotRepeatableError(
-                "The policy gives this request another duration than it did when it was answered."
-            )
-        found = await self._again(one)
-        endpoints = found.endpoints or await self._issuer.stage_endpoints(request.stage)
-        draft = self._issuer.sign(request, endpoints, caller_id, one.identity)
-        if not _knows(found, draft.row):
-            await self._issuer.record([draft])
-        self._issuer.admit(request, one.participant_id)
-        return draft.token
-
-    async def _again(self, one: KeptToken) -> IssuedRecord:
-        found = await self._ledger.latest(one.participant_id)
-        if found is None:
-            raise NotRepeatableError("The token has expired, and the ledger has forgotten it.")
-        now = self._clock()
-        reason = await why_not_again(found, self._pending, now)
-        if reason is None and one.exp <= now:
-            reason = "The token has expired; its participant has another one since."
-        if reason is not None:
-            raise NotRepeatableError(reason)
-        return found
-
-
-def _knows(found: IssuedRecord, signed: LedgerRow) -> bool:
-    """Tell whether the ledger keeps the key of `signed` as long as that lives.
-
-    The key may be another one than when the request was first answered, and the newest token of the
-    participant may be one that it was exchanged for since.
-    """
-    return found.key_id == signed.key_id and found.exp >= signed.exp
 
 
 def _only(known: Sequence[Kept]) -> KeptToken:

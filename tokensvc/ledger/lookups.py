@@ -6,18 +6,30 @@ the thousandth costs what the first does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Label,
+    Row,
+    Select,
+    func,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.ledger.cursor import decode_cursor, encode_cursor
 from tokensvc.ledger.row import CONNECTION, PARTICIPANT, TokenKind
 from tokensvc.store.faults import store_faults
+from tokensvc.store.many import Pace, in_pieces, is_one_of
 from tokensvc.store.tables import issued_tokens as tokens
 from tokensvc.store.tables import stage_endpoints
 from tokensvc.tokens.claims import StageEndpoints
@@ -34,6 +46,7 @@ __all__ = [
     "living_tokens",
     "mark_disconnected",
     "newest_token",
+    "newest_tokens",
 ]
 
 MAX_PAGE: Final = 1000
@@ -106,6 +119,7 @@ class Ledger:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._newest_tokens = newest_tokens(engine.dialect.name)
 
     async def living(
         self,
@@ -167,20 +181,22 @@ class Ledger:
         StoreUnavailableError; with `repaired_at`, the time in Unix seconds, it is filled in as by `living`.
         """
         rows = await self._all("find token", newest_token(token_id))
-        if not rows:
-            return None
-        *columns, events, whip, lives_until, disconnected_at = tuple(rows[0])
-        record = IssuedRecord(*columns)
-        if repaired_at is not None:
-            record = _repaired(record, repaired_at)
-        elif _is_damaged(record) or not _is_number(lives_until):
-            raise _damaged(record.row_id, token_id=token_id)
-        return replace(
-            record,
-            disconnected_at=disconnected_at,
-            lives_until=lives_until if _is_number(lives_until) else record.exp,
-            endpoints=None if events is None else StageEndpoints(events, whip),
-        )
+        return _latest(rows[0], repaired_at) if rows else None
+
+    async def latest_of(self, token_ids: Sequence[str], pace: Pace) -> dict[str, IssuedRecord]:
+        """Return, for each `jti` of many that the ledger knows, what `latest` does.
+
+        It breathes at `pace`. One damaged row is a StoreUnavailableError for all.
+        """
+        found: dict[str, IssuedRecord] = {}
+        for some in in_pieces(token_ids):
+            of_some = {"of_tokens": some}
+            for row in await self._all("find tokens", self._newest_tokens, of_some):
+                if pace.spent():
+                    await pace.breathe()
+                record = _latest(row)
+                found[record.token_id] = record
+        return found
 
     async def last_expiries(self, token_ids: Sequence[str]) -> dict[str, int]:
         """Return the latest `exp` for each `jti` that the ledger knows; at most 1000 at once.
@@ -222,10 +238,12 @@ class Ledger:
             count = await self.count_living(now, key_id=key_id)
         return KeyUse(count, await self.latest_expiry(key_id) if count else None, users)
 
-    async def _all(self, operation: str, query: Select[Any]) -> list[Row[Any]]:
+    async def _all(
+        self, operation: str, query: Select[Any], values: Mapping[str, object] | None = None
+    ) -> list[Row[Any]]:
         with store_faults(operation):
             async with self._engine.connect() as connection:
-                return list((await connection.execute(query)).all())
+                return list((await connection.execute(query, values)).all())
 
 
 def mark_disconnected(connection: Connection, token_id: str, at: float) -> None:
@@ -275,6 +293,31 @@ def newest_token(token_id: str) -> Select[Any]:
     )
 
 
+def newest_tokens(dialect: str) -> Select[Any]:
+    """Return the query that is `newest_token` for each `jti` in the parameter `of_tokens`, in no order."""
+
+    def of_token(column: Column[Any]) -> Label[Any]:
+        return func.max(column).over(partition_by=tokens.c.token_id).label(f"last_{column.name}")
+
+    rows = (
+        select(tokens, *map(of_token, (tokens.c.row_id, tokens.c.exp, tokens.c.disconnected_at)))
+        .where(is_one_of(tokens.c.token_id, "of_tokens", dialect))
+        .subquery()
+    )
+    joined = rows.outerjoin(stage_endpoints, stage_endpoints.c.endpoints_id == rows.c.endpoints_id)
+    return (
+        select(
+            *(rows.c[column.name] for column in _RECORD_COLUMNS),
+            stage_endpoints.c.events_url,
+            stage_endpoints.c.whip_url,
+            rows.c.last_exp,
+            rows.c.last_disconnected_at,
+        )
+        .select_from(joined)
+        .where(rows.c.row_id == rows.c.last_row_id)
+    )
+
+
 def latest_expiry_of(key_id: str) -> Select[Any]:
     """Return the query of the latest `exp` of a key's tokens."""
     return (
@@ -301,6 +344,22 @@ def _living(
         if value is not None:
             conditions.append(column == value)
     return conditions
+
+
+def _latest(row: Row[Any], repaired_at: float | None = None) -> IssuedRecord:
+    """Return a row of `newest_token`, or of `newest_tokens`, as `latest` does."""
+    *columns, events, whip, lives_until, disconnected_at = tuple(row)
+    record = IssuedRecord(*columns)
+    if repaired_at is not None:
+        record = _repaired(record, repaired_at)
+    elif _is_damaged(record) or not _is_number(lives_until):
+        raise _damaged(record.row_id, token_id=record.token_id)
+    return replace(
+        record,
+        disconnected_at=disconnected_at,
+        lives_until=lives_until if _is_number(lives_until) else record.exp,
+        endpoints=None if events is None else StageEndpoints(events, whip),
+    )
 
 
 def _is_damaged(record: IssuedRecord) -> bool:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy import Connection, Row, Select, func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.ledger import mark_disconnected
@@ -19,6 +19,7 @@ from tokensvc.revocation.damage import is_number, repaired
 from tokensvc.revocation.disconnects import CallState, Disconnect
 from tokensvc.revocation.folding import fold_in
 from tokensvc.store.faults import store_faults
+from tokensvc.store.many import in_pieces, is_one_of
 from tokensvc.store.tables import disconnect_calls as calls
 from tokensvc.store.tables import disconnect_members as members
 from tokensvc.store.tables import disconnects
@@ -38,6 +39,7 @@ class CallQueue:
     def __init__(self, engine: AsyncEngine, transactions: Transactions) -> None:
         self._engine = engine
         self._transactions = transactions
+        self._pending_calls = pending_calls(engine.dialect.name)
 
     async def enqueue(self, request: Disconnect, found: Sequence[NewCall], now: float) -> None:
         """Add calls for whom a request turned out to mean; those it has already are left alone."""
@@ -119,15 +121,21 @@ class CallQueue:
             "put call off", lambda connection: connection.execute(_pending(call).values(values))
         )
 
-    async def is_pending(self, stage_arn: str | None, token_id: str) -> bool:
-        """Tell whether a participant is about to be disconnected, or (no stage) a token to be revoked."""
-        query = select(calls.c.call_id).where(
-            calls.c.operation == ("revoke" if stage_arn is None else "disconnect"),
-            calls.c.stage_arn == (stage_arn or ""),
-            calls.c.target_id == token_id,
-            calls.c.state == "pending",
-        )
-        return bool(await self._all(query.limit(1)))
+    async def pending_of(
+        self, named: Sequence[tuple[str | None, str]]
+    ) -> set[tuple[str | None, str]]:
+        """Return which of some participants, named by stage and id, are about to be disconnected.
+
+        Without a stage it is a connection token that is about to be revoked.
+        """
+        found: set[tuple[str | None, str]] = set()
+        for some in in_pieces(named):
+            wanted = {_identity(*one): one for one in some}
+            parts = (list(set(part)) for part in zip(*wanted, strict=True))
+            values = dict(zip(("of_operations", "of_stages", "of_targets"), parts, strict=True))
+            rows = await self._all(self._pending_calls, values)
+            found.update(wanted[row] for row in map(tuple, rows) if row in wanted)
+        return found
 
     async def has_unmade_calls(self, request: Disconnect) -> bool:
         """Tell whether some of a request's calls of rank ISSUED are still to be made."""
@@ -169,10 +177,12 @@ class CallQueue:
         moments = [moment for moment in oldest if moment is not None]
         return QueueState(sum(counts.values()), waiting, min(moments, default=None))
 
-    async def _all(self, query: Select[Any]) -> list[Row[Any]]:
+    async def _all(
+        self, query: Select[Any], values: Mapping[str, object] | None = None
+    ) -> list[Row[Any]]:
         with store_faults("read calls"):
             async with self._engine.connect() as connection:
-                return list((await connection.execute(query)).all())
+                return list((await connection.execute(query, values)).all())
 
 
 def count_due(region: str) -> Select[Any]:
@@ -182,6 +192,24 @@ def count_due(region: str) -> Select[Any]:
         .select_from(calls)
         .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank < WAITING)
     )
+
+
+def pending_calls(dialect: str) -> Select[Any]:
+    """Return the query of what is to be called of `of_targets`, on `of_stages`, by `of_operations`.
+
+    A target on another one's stage is found as well. The state is no parameter, so that the database
+    sees which index answers.
+    """
+    return select(calls.c.operation, calls.c.stage_arn, calls.c.target_id).where(
+        is_one_of(calls.c.operation, "of_operations", dialect),
+        is_one_of(calls.c.stage_arn, "of_stages", dialect),
+        is_one_of(calls.c.target_id, "of_targets", dialect),
+        calls.c.state == literal_column("'pending'"),
+    )
+
+
+def _identity(stage_arn: str | None, token_id: str) -> tuple[str, str, str]:
+    return ("revoke" if stage_arn is None else "disconnect", stage_arn or "", token_id)
 
 
 def _pending(call: DueCall) -> Any:
