@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import func, select, text, update
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import event, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.ledger.support import ENDPOINTS, NOW, OTHER_STAGE, STAGE, row
@@ -26,6 +28,7 @@ from tokensvc.ledger import (
     idempotency_ref,
     mark_disconnected,
 )
+from tokensvc.store.many import IDS_PER_STATEMENT
 from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions, open_transactions
 from tokensvc.tokens.claims import StageEndpoints
@@ -117,6 +120,68 @@ async def test_an_exchanged_participant_is_found_as_it_was_last_signed(writer, l
     found = await ledger.latest("p1")
     assert (found.user_id, found.exp, found.lives_until) == ("alicia", NOW + 60, NOW + 7200)
     assert await ledger.last_expiries(["p1", "unknown"]) == {"p1": NOW + 7200}
+
+
+class EveryRow:
+    """A pace that breathes after every row."""
+
+    def __init__(self) -> None:
+        self.breaths = 0
+
+    def spent(self) -> bool:
+        return True
+
+    async def breathe(self) -> None:
+        self.breaths += 1
+
+
+TOKENS = st.lists(
+    st.tuples(
+        st.integers(0, 5),
+        st.sampled_from(["first", "exchanged", "of ivs", "connection", "disconnected"]),
+        st.integers(1, 9000),
+    ),
+    max_size=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(histories=TOKENS, repeated=st.booleans())
+async def test_many_are_found_as_each_of_them_is(writer, ledger, engine, histories, repeated):
+    changes = {
+        "exchanged": {"user_id": "alicia", "key_id": "k2"},
+        "of ivs": {"key_id": None, "key_arn": None, "issuer": "ivs", "endpoints": None},
+        "connection": {"kind": "connection", "stage_arn": None, "endpoints": None},
+    }
+    ids = [row().token_id for _ in range(6)]
+    for number, what, lives in histories:
+        await writer.record([row(ids[number], exp=NOW + lives, **changes.get(what, {}))])
+        if what == "disconnected":
+            async with engine.begin() as connection:
+                await connection.run_sync(mark_disconnected, ids[number], NOW + lives)
+    each = {one: found for one in ids if (found := await ledger.latest(one)) is not None}
+    assert set(each) == {ids[number] for number, _, _ in histories}
+    asked = [*ids, "unknown", *(ids if repeated else [])]
+    assert await ledger.latest_of(asked, EveryRow()) == each
+
+
+async def test_more_than_one_statement_asks_for_are_found_in_few(writer, ledger, second_engine):
+    ids = [row().token_id for _ in range(2 * IDS_PER_STATEMENT + 1)]
+    await writer.record([row(one, iat=NOW - number) for number, one in enumerate(ids)])
+    asked: list[str] = []
+    event.listen(
+        second_engine.sync_engine, "before_cursor_execute", lambda *it: asked.append(it[2])
+    )
+    pace = EveryRow()
+    found = await ledger.latest_of(ids, pace)
+    assert {one: of_one.iat for one, of_one in found.items()} == {
+        one: NOW - number for number, one in enumerate(ids)
+    }
+    assert sum("issued_tokens" in statement for statement in asked) == 3
+    assert pace.breaths == len(ids)
+    asked.clear()
+    assert await ledger.latest_of([], pace) == {}
+    assert not asked
 
 
 async def test_living_tokens_of_a_user_of_a_stage_and_of_a_key(writer, ledger):
@@ -232,6 +297,8 @@ async def test_a_damaged_row_is_named_not_passed_on(writer, ledger, engine):
         await connection.execute(update(issued_tokens).values(kind="?"))
     with pytest.raises(StoreUnavailableError, match="damaged"):
         await ledger.latest("p1")
+    with pytest.raises(StoreUnavailableError, match="damaged"):
+        await ledger.latest_of(["p0", "p1"], EveryRow())
 
 
 async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(writer, ledger, engine):

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.revocation.support import NOW, REGION, STAGE, IvsModel, Replica, VirtualTime
+from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE, IvsModel, Replica, VirtualTime
 from tokensvc.errors import IdempotencyConflictError
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
 from tokensvc.revocation.calls import CONNECTED, ISSUED, NAMED, WAITING, NewCall
 from tokensvc.store import open_engine
 from tokensvc.store.leases import SAFETY_SECONDS, LeaseStore
+from tokensvc.store.many import IDS_PER_STATEMENT
 
 STAGE_TEXT = str(STAGE)
 
@@ -176,6 +177,34 @@ async def test_pending_calls_of_one_participant_are_folded_and_take_the_better_r
     await replica.calls.settle(due, "failed", attempts=2, error="x", now=NOW)
     progress = await replica.store.progress(again.disconnect_id, now=NOW)
     assert progress.counts == {"pending": 1}
+
+
+async def test_of_many_those_are_told_whom_ivs_is_still_to_be_told_of(replica, other):
+    made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    request = await replica.store.get(made.disconnect_id)
+    ids = [f"p{n:03d}" for n in range(2 * IDS_PER_STATEMENT + 1)]
+    await replica.calls.enqueue(
+        request,
+        [NewCall("disconnect", STAGE_TEXT, one, None, ISSUED, NOW + 9) for one in ids[::2]],
+        NOW,
+    )
+    elsewhere = DisconnectAsk.of_participant(OTHER_STAGE, ids[1])
+    await replica.revocations.disconnect(elsewhere, caller_id=None)
+    await replica.issue_connection_token("c1")
+    await replica.issue_connection_token("c2")
+    await replica.revocations.revoke_connection_token("c1", caller_id=None)
+    of_stage = [(STAGE_TEXT, one) for one in ids]
+    others = [(str(OTHER_STAGE), ids[0]), (str(OTHER_STAGE), ids[1]), (None, "c1"), (None, "c2")]
+    assert await other.calls.pending_of([*of_stage, *others, *of_stage]) == {
+        *of_stage[::2],
+        (str(OTHER_STAGE), ids[1]),
+        (None, "c1"),
+    }
+    for due in await other.calls.due_calls(REGION, NOW, len(ids)):
+        state = "disconnected" if due.target_id != ids[0] else "failed"
+        await other.calls.settle(due, state, attempts=1, error=None, now=NOW)
+    assert await replica.calls.pending_of([*of_stage, *others]) == set()
+    assert await replica.calls.pending_of([]) == set()
 
 
 async def test_a_call_that_ends_while_it_is_asked_for_again_is_made_anew_or_shared(replica, other):

@@ -1,4 +1,4 @@
-"""A desk over a test's world; what it stores of answers is in memory."""
+"""A desk over a test's world, which keeps in memory what is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tokensvc.tokens.validate import complete
 WINDOW = 3600.0
 
 
-def desk_over(world: Any, issuer: TokenIssuer) -> TokenDesk:
+def desk_over(world: Any, issuer: TokenIssuer, **stored: Any) -> TokenDesk:
+    """Return a desk; `stored` are those of its parts that are a database's."""
+    of_world = dict.fromkeys(("recorder", "ledger", "pending", "answers"), world)
     return TokenDesk(
         issuer=issuer,
         connections=ConnectionSigner(
@@ -24,10 +26,7 @@ def desk_over(world: Any, issuer: TokenIssuer) -> TokenDesk:
             iat_backdate=5,
             events_url=CONNECTION_EVENTS_URL,
         ),
-        recorder=world,
-        ledger=world,
-        pending=world,
-        answers=world,
+        **{**of_world, **stored},
         key_is_gone=lambda arn: arn in world.gone_keys,
         clock=lambda: world.now,
         idempotency_window=WINDOW,

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 
 from tests.ledger.support import NOW, STAGE
 from tokensvc.ledger.janitor import expired_tokens
-from tokensvc.ledger.lookups import latest_expiry_of, living_tokens, newest_token
+from tokensvc.ledger.lookups import latest_expiry_of, living_tokens, newest_token, newest_tokens
 from tokensvc.store import upgrade
 
 AFTER = (NOW + 5, 12)
@@ -69,6 +69,12 @@ def test_a_participant_is_found_by_its_id(database):
     assert searches == ["SEARCH issued_tokens USING INDEX ix_issued_tokens_token_id (token_id=?)"]
     # The few rows that were found are looked through for the latest.
     assert not any("SCAN" in step and "subquery" not in step for step in steps)
+
+
+def test_many_participants_are_found_by_their_ids(database):
+    steps = plan(database, newest_tokens("sqlite").params(of_tokens=["p1", "p2"]))
+    searches = [step for step in steps if "issued_tokens" in step]
+    assert searches == ["SEARCH issued_tokens USING INDEX ix_issued_tokens_token_id (token_id=?)"]
 
 
 def test_what_is_to_be_deleted_is_found_by_its_expiry(database):
