@@ -49,6 +49,7 @@ def desk(world: World, replica: Replica, engine: AsyncEngine) -> TokenDesk:
         gateway=world,
         ledger=replica.writer,
         admit=replica.bans.admit,
+        admits_all=replica.bans.admits_all,
         clock=lambda: world.now,
         iat_backdate=5,
     )

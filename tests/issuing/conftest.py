@@ -94,6 +94,14 @@ class World:
         if user_id in self.banned_users:
             raise BannedError("banned")
 
+    def admits_all(
+        self,
+        stage_arn: str | None,
+        user_ids: Sequence[str | None],
+        participant_ids: Sequence[str] = (),
+    ) -> bool:
+        return self.banned_users.isdisjoint(user_ids)
+
     def signing_key(self, region: str) -> SigningKey:
         if region not in self.keys:
             raise NoSigningKeyError(f"no key in {region}")
@@ -155,6 +163,7 @@ def issuer(world: World) -> TokenIssuer:
         gateway=world,
         ledger=world,
         admit=world.admit,
+        admits_all=world.admits_all,
         clock=lambda: world.now,
         iat_backdate=5,
     )

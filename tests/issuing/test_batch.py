@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from tests.issuing.conftest import REGION
 from tests.issuing.support import desk_over
 from tokensvc.errors import (
     BannedError,
@@ -25,6 +28,7 @@ from tokensvc.issuing.slices import (
     SLICE_SECONDS,
     LoopSlices,
 )
+from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest
 
 Ask = Callable[..., TokenRequest]
@@ -213,3 +217,119 @@ async def test_a_ledger_that_refuses_fails_the_batch_whole(
     world.ledger_error = LedgerBusyError("full", retry_after=1.0)
     with pytest.raises(LedgerBusyError):
         await desk_over(world, issuer).mint_batch([ask(), ask()], LoopSlices(), "backend")
+
+
+requests = st.builds(
+    TokenRequest,
+    stage=st.builds(
+        StageArn, st.just(REGION), st.just("123456789012"), st.sampled_from(["s1", "s2", "gone"])
+    ),
+    user_id=st.sampled_from([None, "", "ana", "eve", "\u017dofie", "\ud800"]),
+    duration=st.sampled_from([1, 720, 20_160]),
+    capabilities=st.sampled_from([(), ("SUBSCRIBE",), ("PUBLISH", "SUBSCRIBE")]),
+    attributes=st.sampled_from([{}, {"team": "red"}, {"\u00d6": "\u65e5", "k": '"'}]),
+    issuer=st.sampled_from(["auto", "local", "ivs"]),
+)
+
+
+def alike(like: TokenRequest) -> st.SearchStrategy[list[TokenRequest]]:
+    """Some requests next to each other that differ in their users alone."""
+    changed = st.builds(
+        replace, st.just(like), user_id=st.sampled_from([None, "ana", "eve", "ion"])
+    )
+    return st.lists(changed, min_size=1, max_size=40)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    groups=st.lists(requests.flatmap(alike), max_size=4),
+    banned=st.sampled_from([set(), {"eve"}]),
+    longest=st.sampled_from([math.inf, 60 * 720]),
+)
+async def test_items_get_what_each_would_get_alone(
+    world: Any,
+    issuer: TokenIssuer,
+    groups: list[list[TokenRequest]],
+    banned: set[str],
+    longest: float,
+) -> None:
+    """The same claims, answers, rows and errors; only ids and signatures differ."""
+    world.unknown_stages.add("gone")
+    world.banned_users, world.longest = banned, longest
+    items = [one for group in groups for one in group]
+    world.rows.clear()
+    outcomes = await desk_over(world, issuer).mint_batch(items, LoopSlices(), "backend")
+    rows = {row.token_id: row for row in world.rows}
+    for item, outcome in zip(items, outcomes, strict=True):
+        world.rows.clear()
+        try:
+            alone: IssuedToken | TokenServiceError = await issuer.issue(item, "backend")
+        except TokenServiceError as error:
+            alone = error
+        except UnicodeEncodeError:
+            alone = TokenServiceError("")
+        assert code(outcome) == code(alone)
+        if isinstance(outcome, TokenServiceError):
+            assert isinstance(alone, TokenServiceError)
+            assert alone.detail in ("", outcome.detail)
+            continue
+        assert isinstance(alone, IssuedToken)
+        its_own = {"token": "", "participant_id": ""}
+        assert replace(outcome, **its_own) == replace(alone, **its_own)
+        row = rows[outcome.participant_id]
+        assert row._replace(token_id="") == world.rows[0]._replace(token_id="")
+        if outcome.issuer == "local":
+            claims = world.verify(outcome.token)
+            assert claims.pop("jti") == outcome.participant_id
+            expected = world.verify(alone.token)
+            assert expected.pop("jti") == alone.participant_id
+            assert list(claims.items()) == list(expected.items()), "in the same order, too"
+
+
+class Breaths(LoopSlices):
+    """Slices that are spent after every item; `at_breath` is told of each breath."""
+
+    def __init__(self, at_breath: Callable[[int], None]) -> None:
+        super().__init__()
+        self.at_breath = at_breath
+        self.breaths = 0
+
+    def spent(self) -> bool:
+        return True
+
+    async def breathe(self) -> None:
+        self.breaths += 1
+        self.at_breath(self.breaths)
+
+
+async def test_a_key_that_goes_between_two_signatures_signs_no_more(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    def at_breath(breaths: int) -> None:
+        if breaths == 5:
+            del world.keys[REGION]
+
+    outcomes = await desk_over(world, issuer).mint_batch(
+        [ask()] * 10, Breaths(at_breath), "backend"
+    )
+    codes = [code(outcome) for outcome in outcomes]
+    assert codes == sorted(codes, reverse=True)
+    assert 0 < codes.count("local") < 10
+    assert codes.count("ivs") == 10 - codes.count("local")
+
+
+async def test_times_are_those_of_the_signature(world: Any, issuer: TokenIssuer, ask: Ask) -> None:
+    def at_breath(_: int) -> None:
+        world.now += 1
+
+    outcomes = await desk_over(world, issuer).mint_batch([ask()] * 5, Breaths(at_breath), "backend")
+    ends = [outcome.expiration_time for outcome in outcomes if isinstance(outcome, IssuedToken)]
+    assert [(end - ends[0]).seconds for end in ends] == [0, 1, 2, 3, 4]
+
+
+async def test_a_bug_spoils_only_its_item_among_others_alike(
+    world: Any, issuer: TokenIssuer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "longest_ttl", lambda region: 1 / 0)
+    outcomes = await desk_over(world, issuer).mint_batch([ask()] * 3, LoopSlices(), "backend")
+    assert [code(outcome) for outcome in outcomes] == ["internal"] * 3

@@ -259,6 +259,7 @@ def issuer_over() -> Callable[[Fallback], TokenIssuer]:
             gateway=fallback,
             ledger=NoKey(),
             admit=lambda *_: None,
+            admits_all=lambda *_: True,
             clock=lambda: 1_780_000_000.0,
             iat_backdate=5,
         )

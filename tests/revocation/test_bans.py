@@ -352,3 +352,65 @@ async def test_the_age_of_the_list_counts_from_the_question_and_not_from_the_ans
     bans = BanList(Slow(), time)
     await bans.refresh()
     assert bans.age() == 8
+
+
+SOME = st.sampled_from([None, "alice", "bob"])
+
+
+@st.composite
+def some_bans(draw):
+    """Bans of every kind, some of which have ended."""
+    subjects = st.sampled_from(
+        [
+            ("stage", STAGE_TEXT, None, None),
+            ("user", None, "alice", None),
+            ("user_on_stage", STAGE_TEXT, "bob", None),
+            ("user_on_stage", str(OTHER_STAGE), "alice", None),
+            ("participant", None, None, "p1"),
+        ]
+    )
+    drawn = draw(st.lists(st.tuples(subjects, st.sampled_from([None, NOW - 1, NOW + 1]))))
+    return [
+        Ban(f"b{n}", *subject, until, "", None, NOW, version=n + 1)
+        for n, (subject, until) in enumerate(drawn)
+    ]
+
+
+@given(some_bans(), st.lists(st.tuples(SOME, st.sampled_from(["p0", "p1"])), max_size=6))
+async def test_many_are_let_pass_where_each_is(bans, users):
+    sut = BanList(NoBans(), lambda: NOW)
+    with pytest.raises(StoreUnavailableError):
+        sut.admits_all(STAGE_TEXT, ["alice"])
+    await sut.refresh()
+    sut.apply(bans)
+    user_ids = [user_id for user_id, _ in users]
+    participant_ids = [participant_id for _, participant_id in users]
+
+    def alone(user_id, participant_id=None) -> bool:
+        return sut.check(STAGE_TEXT, user_id, participant_id, NOW) is None
+
+    if sut.admits_all(STAGE_TEXT, user_ids):
+        assert all(alone(user_id) for user_id in user_ids)
+    else:
+        # One that has ended may still be known, which then is asked for by itself.
+        assert bans
+        assert any(ban.until == NOW - 1 for ban in bans) or not all(map(alone, user_ids or [None]))
+    if sut.admits_all(STAGE_TEXT, user_ids, participant_ids):
+        assert all(alone(*one) for one in users)
+
+
+class NoBans:
+    async def version(self) -> int:
+        return 0
+
+    async def changes(self, after: int) -> BanChanges:
+        return BanChanges((), after, True)
+
+
+async def test_nobody_passes_a_list_that_is_too_old(time):
+    sut = BanList(NoBans(), time)
+    await sut.refresh()
+    assert sut.admits_all(STAGE_TEXT, ["alice"])
+    time.now += 10.1
+    with pytest.raises(StoreUnavailableError):
+        sut.admits_all(STAGE_TEXT, ["alice"])

@@ -84,6 +84,7 @@ def make_desk(settings: Settings, basis: DeskBasis) -> Desk:
             gateway=fallback,
             ledger=basis.writer,
             admit=bans.admit,
+            admits_all=bans.admits_all,
             clock=basis.clock,
             iat_backdate=settings.iat_backdate,
         ),

@@ -2,9 +2,11 @@
 
 Stages are looked up first, each once and several at a time; then everything that a local key signs is
 signed in slices; what must go to IVS follows, several calls at a time. Whoever called records all of it
-in one commit, and then has it handed out. A bad item spoils only itself: whatever goes wrong with it,
-foreseen or not, becomes that item's error. Where the store is at fault (nobody knows who is banned, or
-nothing can be recorded), that is nobody's item: the batch fails as a whole, with StoreUnavailableError.
+in one commit, and then has it handed out. Items next to each other are nearly always for the same stage
+and ask for the same; what does not go by the user is then done once for some of them. A bad item spoils
+only itself: whatever goes wrong with it, foreseen or not, becomes that item's error. Where the store is
+at fault (nobody knows who is banned, or nothing can be recorded), that is nobody's item: the batch fails
+as a whole, with StoreUnavailableError.
 """
 
 from __future__ import annotations
@@ -27,8 +29,14 @@ __all__ = ["BatchItem", "BatchOutcome", "draft_batch", "hand_out_batch"]
 BatchItem: TypeAlias = TokenRequest | TokenServiceError
 BatchOutcome: TypeAlias = IssuedToken | TokenServiceError
 
+_Alike: TypeAlias = tuple[StageArn, int, tuple[str, ...], str]
+"""What requests are alike in that differ in user and attributes alone."""
+
 _CALLS_AT_ONCE: Final = 8
 """AWS calls of one batch under way at the same time; the call budgets bound all batches together."""
+
+_PIECE: Final = 32
+"""Items that are looked up among the bans at once, some microseconds in all."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,22 +62,52 @@ async def hand_out_batch(
 ) -> list[BatchOutcome]:
     """Return the tokens of drafts that are recorded, and an error for who was banned meanwhile."""
     outcomes: list[BatchOutcome] = []
-    for item, draft in zip(items, drafts, strict=True):
+    for start in range(0, len(items), _PIECE):
         if slices.spent():
             await slices.breathe()
-        if isinstance(draft, TokenServiceError):
-            outcomes.append(draft)
-            continue
-        try:
-            # Only a request that parsed has become a draft.
-            issuer.admit(cast("TokenRequest", item), draft.token.participant_id)
-        except StoreUnavailableError:
-            raise
-        except TokenServiceError as refusal:
-            outcomes.append(refusal)
-        else:
-            outcomes.append(draft.token)
+        requests = _requests_alike(items, start)
+        made = [one for one in drafts[start : start + _PIECE] if isinstance(one, Draft)]
+        if requests and len(made) == len(requests):
+            ids = [draft.token.participant_id for draft in made]
+            if issuer.admits_all(requests, ids):
+                outcomes += [draft.token for draft in made]
+                continue
+        for index in range(start, min(start + _PIECE, len(items))):
+            if slices.spent():
+                await slices.breathe()
+            outcomes.append(_handed_out(issuer, items[index], drafts[index]))
     return outcomes
+
+
+def _handed_out(
+    issuer: TokenIssuer, item: BatchItem, draft: Draft | TokenServiceError
+) -> BatchOutcome:
+    if isinstance(draft, TokenServiceError):
+        return draft
+    try:
+        # Only a request that parsed has become a draft.
+        issuer.admit(cast("TokenRequest", item), draft.token.participant_id)
+    except StoreUnavailableError:
+        raise
+    except TokenServiceError as refusal:
+        return refusal
+    return draft.token
+
+
+def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenRequest]:
+    """Return the next items where they differ in user and attributes alone, else nothing."""
+    requests: list[TokenRequest] = []
+    alike: _Alike | None = None
+    for item in items[start : start + _PIECE]:
+        if isinstance(item, TokenServiceError):
+            return ()
+        asked = (item.stage, item.duration, item.capabilities, item.issuer)
+        if alike is None:
+            alike = asked
+        elif asked != alike:
+            return ()
+        requests.append(item)
+    return requests
 
 
 class _Batch:
@@ -86,30 +124,51 @@ class _Batch:
         self._caller_id = caller_id
         self._done: dict[int, Draft | TokenServiceError] = {}
         self._stages: dict[StageArn, StageEndpoints | TokenServiceError] = {}
+        self._local: list[tuple[int, TokenRequest]] = []
         self._for_ivs: list[tuple[int, TokenRequest]] = []
 
     async def look_up_stages(self) -> None:
         wanted: dict[StageArn, None] = {}
-        slices = self._slices
-        for index, item in enumerate(self._items):
-            if slices.spent():
-                await slices.breathe()
-            if isinstance(item, TokenServiceError):
-                self._done[index] = item
+        for start in range(0, len(self._items), _PIECE):
+            if self._slices.spent():
+                await self._slices.breathe()
+            requests = _requests_alike(self._items, start)
+            if requests and self._are_local(requests):
+                wanted[requests[0].stage] = None
+                self._local += enumerate(requests, start)
                 continue
-            try:
-                self._issuer.admit(item)
-                local = self._issuer.signs(item)
-            except StoreUnavailableError:
-                raise
-            except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
-                self._done[index] = _as_answer(fault, index)
-                continue
-            if local:
-                wanted[item.stage] = None
-            else:
-                self._for_ivs.append((index, item))
+            for index, item in enumerate(self._items[start : start + _PIECE], start):
+                if self._slices.spent():
+                    await self._slices.breathe()
+                self._look_at(index, item, wanted)
         await _several_at_once(wanted, self._look_up)
+
+    def _are_local(self, alike: Sequence[TokenRequest]) -> bool:
+        """Tell that all of these are admitted, and that a local key signs them."""
+        try:
+            return self._issuer.admits_all(alike) and self._issuer.signs(alike[0])
+        except StoreUnavailableError:
+            raise
+        except Exception:  # noqa: BLE001 - each is looked at by itself then, which says what is wrong
+            return False
+
+    def _look_at(self, index: int, item: BatchItem, wanted: dict[StageArn, None]) -> None:
+        if isinstance(item, TokenServiceError):
+            self._done[index] = item
+            return
+        try:
+            self._issuer.admit(item)
+            local = self._issuer.signs(item)
+        except StoreUnavailableError:
+            raise
+        except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
+            self._done[index] = _as_answer(fault, index)
+            return
+        if local:
+            wanted[item.stage] = None
+            self._local.append((index, item))
+        else:
+            self._for_ivs.append((index, item))
 
     async def _look_up(self, stage: StageArn) -> None:
         if self._slices.spent():
@@ -120,26 +179,28 @@ class _Batch:
             self._stages[stage] = _as_answer(fault, None)
 
     async def sign_local(self) -> None:
-        for_ivs = {index for index, _ in self._for_ivs}
-        issuer, slices, done, caller_id = self._issuer, self._slices, self._done, self._caller_id
-        for index, item in enumerate(self._items):
-            if index in done or index in for_ivs or isinstance(item, TokenServiceError):
-                continue
-            endpoints = self._stages[item.stage]
-            if isinstance(endpoints, TokenServiceError):
-                self._done[index] = endpoints
-                continue
+        slices, done = self._slices, self._done
+        signs: Callable[[TokenRequest], Draft] | None = None
+        alike: _Alike | None = None
+        for index, item in self._local:
             if slices.spent():
                 await slices.breathe()
+                signs = None
+            asked = (item.stage, item.duration, item.capabilities, item.issuer)
             try:
-                # Asked again, since the key may have gone while stages were looked up.
-                key = issuer.signer_of(item)
-                if key is not None:
-                    done[index] = issuer.sign(item, endpoints, caller_id, None, key)
-                else:
+                if signs is None or asked != alike:
+                    endpoints = self._stages[item.stage]
+                    if isinstance(endpoints, TokenServiceError):
+                        done[index] = endpoints
+                        continue
+                    # Asked again, since the key may have gone while stages were looked up.
+                    signs, alike = self._issuer.signs_like(item, endpoints, self._caller_id), asked
+                if signs is None:
                     self._for_ivs.append((index, item))
+                else:
+                    done[index] = signs(item)
             except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
-                self._done[index] = _as_answer(fault, index)
+                done[index] = _as_answer(fault, index)
 
     async def ask_ivs(self) -> None:
         await _several_at_once(self._for_ivs, self._ask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
@@ -12,9 +12,15 @@ import msgspec
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger.row import PARTICIPANT, LedgerRow
 from tokensvc.signing.signing_key import SigningKey
-from tokensvc.tokens.claims import StageEndpoints, TokenRequest, participant_payload
+from tokensvc.tokens.claims import (
+    StageEndpoints,
+    TokenRequest,
+    beginning_of_payloads,
+    participant_payload,
+    rest_of_payload,
+)
 
-__all__ = ["Draft", "Identity", "IssuedToken", "made_by_ivs", "signed_here"]
+__all__ = ["Draft", "Identity", "IssuedToken", "made_by_ivs", "signed_here", "signs_here"]
 
 
 class IssuedToken(msgspec.Struct, frozen=True, rename="camel", repr_omit_defaults=True, gc=False):
@@ -100,6 +106,61 @@ def signed_here(
         )
     )
     return Draft(token, row)
+
+
+def signs_here(
+    like: TokenRequest,
+    endpoints: StageEndpoints,
+    iat: int,
+    exp: int,
+    key: SigningKey,
+    caller_id: str | None,
+) -> Callable[[TokenRequest, str], Draft]:
+    """Return what signs requests `like` this one: it is given each, and a new participant's id.
+
+    They differ in user and attributes alone. Each is signed as `signed_here` would sign it; what they
+    have in common is made once.
+    """
+    beginning, left = beginning_of_payloads(like, endpoints, iat=iat, exp=exp)
+    mint = key.mints_after(beginning)
+    capabilities, duration, moment = like.capabilities, like.duration, _moment(exp)
+    stage_arn, region, key_id, key_arn = like.stage.text, like.stage.region, key.key_id, key.arn
+
+    def sign(request: TokenRequest, participant_id: str) -> Draft:
+        user_id, attributes = request.user_id, request.attributes
+        text = mint(rest_of_payload(left, participant_id, attributes, user_id))
+        # Here too in the order of fields.
+        token = IssuedToken(
+            text,
+            participant_id,
+            user_id,
+            attributes,
+            capabilities,
+            duration,
+            moment,
+            "local",
+            key_arn,
+            True,
+        )
+        row = LedgerRow._make(
+            (
+                participant_id,
+                PARTICIPANT,
+                stage_arn,
+                region,
+                user_id,
+                key_id,
+                key_arn,
+                caller_id,
+                "local",
+                iat,
+                exp,
+                endpoints,
+            )
+        )
+        return Draft(token, row)
+
+    return sign
 
 
 def made_by_ivs(request: TokenRequest, made: IvsToken, now: int, caller_id: str | None) -> Draft:

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tokensvc.errors import FieldError, InvalidRequestError, NoSigningKeyError
-from tokensvc.issuing.issued import Draft, Identity, IssuedToken, made_by_ivs, signed_here
+from tokensvc.issuing.issued import (
+    Draft,
+    Identity,
+    IssuedToken,
+    made_by_ivs,
+    signed_here,
+    signs_here,
+)
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger.idempotency import Claim
 from tokensvc.ledger.row import LedgerRow
@@ -28,6 +35,7 @@ from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = [
     "Admit",
+    "AdmitsAll",
     "Recorder",
     "StageLookup",
     "TokenIssuer",
@@ -90,6 +98,19 @@ class Admit(Protocol):
         ...
 
 
+class AdmitsAll(Protocol):
+    """The same of many users of a stage."""
+
+    def __call__(
+        self,
+        stage_arn: str | None,
+        user_ids: Sequence[str | None],
+        participant_ids: Sequence[str] = (),
+    ) -> bool:
+        """Tell that `Admit` lets all of them pass; raises StoreUnavailableError as it does."""
+        ...
+
+
 class TokenIssuer:
     """Turns valid requests into tokens.
 
@@ -105,6 +126,7 @@ class TokenIssuer:
         gateway: TokenSource,
         ledger: Recorder,
         admit: Admit,
+        admits_all: AdmitsAll,
         clock: Callable[[], float],
         iat_backdate: int,
         new_id: Callable[[], str] = new_participant_id,
@@ -114,6 +136,7 @@ class TokenIssuer:
         self._gateway = gateway
         self._ledger = ledger
         self._admit = admit
+        self._admits_all = admits_all
         self._clock = clock
         self._iat_backdate = iat_backdate
         self._new_id = new_id
@@ -148,6 +171,16 @@ class TokenIssuer:
     def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
         """Refuse a request that must not be answered; raises BannedError."""
         self._admit(request.stage.text, request.user_id, participant_id)
+
+    def admits_all(
+        self, requests: Sequence[TokenRequest], participant_ids: Sequence[str] = ()
+    ) -> bool:
+        """Tell that `admit` lets all of these pass, which are for one stage.
+
+        Where it is false, `admit` says of each. Raises StoreUnavailableError as `admit` does.
+        """
+        user_ids = [request.user_id for request in requests]
+        return self._admits_all(requests[0].stage.text, user_ids, participant_ids)
 
     def signs(self, request: TokenRequest) -> bool:
         """Tell whether a local key signs this request; raises as `signer_of` does."""
@@ -197,12 +230,30 @@ class TokenIssuer:
             key = self._view().signing_key(request.stage.region)
         return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
 
+    def signs_like(
+        self, like: TokenRequest, endpoints: StageEndpoints, caller_id: str | None
+    ) -> Callable[[TokenRequest], Draft] | None:
+        """Return what signs requests that differ from `like` in user and attributes alone.
+
+        None sends them to IVS. It is good until anything is awaited: then the key may be gone, and what
+        the time is may be another. Raises as `signer_of` does.
+        """
+        key = self.signer_of(like)
+        if key is None:
+            return None
+        iat, exp = self._times(like)
+        sign, new_id = signs_here(like, endpoints, iat, exp, key, caller_id), self._new_id
+        return lambda request: sign(request, new_id())
+
     def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:
         """Return the identity of a token signed now, of a new participant unless one is given."""
+        iat, exp = self._times(request)
+        return Identity(participant_id or self._new_id(), iat, exp)
+
+    def _times(self, request: TokenRequest) -> tuple[int, int]:
         now = int(self._clock())
         exp = now + request.duration * 60
-        iat = max(now - self._iat_backdate, exp - MAX_PARTICIPANT_TTL_SECONDS)
-        return Identity(participant_id or self._new_id(), iat, exp)
+        return max(now - self._iat_backdate, exp - MAX_PARTICIPANT_TTL_SECONDS), exp
 
     async def ask_ivs(self, request: TokenRequest, caller_id: str | None) -> Draft:
         """Let IVS make the token (CreateParticipantToken); raises IvsError."""

@@ -91,3 +91,13 @@ class SigningKey(SecretHolder):
     def mint_payload(self, payload: bytes) -> str:
         """Return the token with this payload, which is encoded already."""
         return compact(self._beginning, payload, self._finish(payload))
+
+    def mints_after(self, payloads: bytes) -> Callable[[bytes], str]:
+        """Return what mints tokens whose payloads all begin with `payloads`; it is given the rest."""
+        beginning = self._beginning + payloads
+        finish = self._signer.after(beginning)
+
+        def mint(rest: bytes) -> str:
+            return compact(beginning, rest, finish(rest))
+
+        return mint

@@ -26,7 +26,9 @@ __all__ = [
     "StageEndpoints",
     "TokenRequest",
     "WantedToken",
+    "beginning_of_payloads",
     "participant_payload",
+    "rest_of_payload",
 ]
 
 Issuer: TypeAlias = Literal["auto", "local", "ivs"]
@@ -78,6 +80,33 @@ def participant_payload(
     encoded, rest = _shared_part(request.stage, endpoints, request.capabilities)
     own = _OwnClaims(exp, iat, participant_id, request.attributes, request.user_id)
     return encoded + base64url(rest + ascii_json(own)[1:])
+
+
+def beginning_of_payloads(
+    request: TokenRequest, endpoints: StageEndpoints, *, iat: int, exp: int
+) -> tuple[bytes, bytes]:
+    """Return how payloads begin that differ in participant, user and attributes alone.
+
+    That is what is encoded already, and the bytes that `rest_of_payload` encodes with the rest.
+    """
+    encoded, left = _shared_part(request.stage, endpoints, request.capabilities)
+    text = left + b'"exp":%d,"iat":%d,' % (exp, iat)
+    whole = len(text) - len(text) % _BASE64_BLOCK
+    return encoded + base64url(text[:whole]), text[whole:]
+
+
+def rest_of_payload(
+    left: bytes, participant_id: str, attributes: Mapping[str, str], user_id: str | None
+) -> bytes:
+    """Return the rest of a payload that begins so; with it, it is what `participant_payload` returns."""
+    own = _LastClaims(participant_id, attributes, user_id)
+    return base64url(left + ascii_json(own)[1:])
+
+
+class _LastClaims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    jti: str
+    attributes: Mapping[str, str]
+    user_id: str | None = None
 
 
 class _OwnClaims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
