@@ -244,3 +244,46 @@ def test_headers_are_those_of_the_quotas(
         counted = sut.count("a", "u" if with_user else None, limits, overall)
         assert counted.headers == rate_limit_headers(quotas_of(counted))
         clock.now += pause / times
+
+
+users = st.lists(st.sampled_from([None, "ana", "eva", "ion"]), max_size=12)
+bounds = st.builds(
+    TokenLimits,
+    per_second=st.sampled_from([None, 0.5, 10, 1000]),
+    burst=st.integers(1, 12),
+    per_user_minute=st.sampled_from([None, 1, 3, 60]),
+)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.sampled_from(["a", "b"]), users), max_size=8),
+    bounds,
+    bounds,
+)
+def test_many_are_counted_as_one_after_the_other(
+    batches: list[tuple[float, str, list[str | None]]], own: TokenLimits, overall: TokenLimits
+) -> None:
+    clock = Clock()
+    one_by_one, at_once = Limiter(clock), Limiter(clock)
+    for seconds, caller, user_ids in batches:
+        clock.now += seconds
+        refused: dict[int, RateLimitedError] = {}
+        last = None
+        for position, user_id in enumerate(user_ids):
+            try:
+                last = one_by_one.count(caller, user_id, own, overall)
+            except RateLimitedError as error:
+                refused[position] = error
+        last_at_once, refused_at_once = at_once.count_all(caller, user_ids, own, overall)
+        assert [told(refused_at_once[at]) for at in refused_at_once] == [
+            told(refused[at]) for at in refused
+        ]
+        assert list(refused_at_once) == list(refused)
+        assert (last is None) == (last_at_once is None)
+        if last is not None and last_at_once is not None:
+            assert last_at_once.headers == last.headers
+            assert quotas_of(last_at_once) == quotas_of(last)
+
+
+def told(error: RateLimitedError) -> tuple[object, ...]:
+    return (error.detail, error.errors, error.retry_after, error.headers, error.context)

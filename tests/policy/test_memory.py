@@ -84,3 +84,33 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
     assert known is not None
     assert 0 < len(known._grants) <= 10
     assert 0 < len(known._tagged) <= 10
+
+
+@given(st.sampled_from(CALLERS), st.lists(asked, max_size=8), st.lists(asked, max_size=8))
+def test_what_many_get_at_once_each_gets_alone(
+    caller: str, before: list[WantedToken], items: list[WantedToken]
+):
+    seasoned = policy()
+    for one in before + items:
+        seasoned.decide(caller, one)
+    known = seasoned.known(caller)
+    if known is None:
+        return
+    at_once = known.allow_again(items)
+    alone = [policy_of_its_own().decide(caller, one) for one in items]
+    if at_once is not None:
+        assert at_once == [decision.request for decision in alone]
+    # Where attributes are not unusual and nothing is refused, no other question is asked.
+    elif all(decision.allowed for decision in alone):
+        assert any("kind" in (one.attributes or {}) for one in items)
+
+
+def test_many_with_many_attributes_are_looked_at_one_by_one():
+    known = policy().known("lobby")
+    assert known is not None
+    few = wanted(user_id="ana", attributes={"team": "red"})
+    many = wanted(user_id="ana", attributes={"team": "red", **{f"x.{n}": "" for n in range(20)}})
+    known.allow(few)
+    assert known.allow_again([few, few]) == [known.allow(few)] * 2
+    assert known.allow_again([few, many]) is None
+    assert known.allow(many).attributes == many.attributes

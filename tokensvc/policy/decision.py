@@ -7,7 +7,7 @@ What was left out is filled in from the role and from the rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -29,12 +29,14 @@ __all__ = [
     "check",
     "check_granted",
     "grant_again",
+    "grant_each",
     "match_stage",
     "refused",
 ]
 
 _MAX_SHOWN = 64
 _MAX_TOLD = 8
+_FEW_ATTRIBUTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,42 @@ def grant_again(caller: CallerRule, wanted: WantedToken, grant: Grant) -> TokenR
     return TokenRequest(
         wanted.stage, wanted.user_id, grant.duration, grant.capabilities, attributes, grant.issuer
     )
+
+
+def grant_each(
+    caller: CallerRule, wanted: Sequence[WantedToken], grant: Grant
+) -> list[TokenRequest] | None:
+    """Return what requests get that all ask for what `grant` was given for; None as `grant_again`.
+
+    None as well where one has more than a few attributes: that is looked at by itself, since it takes
+    longer. Whether names are allowed is not asked again of those that the one before had as well.
+    """
+    fixed: Mapping[str, str] = {} if grant.role is None else grant.role.attributes
+    duration, capabilities, issuer = grant.duration, grant.capabilities, grant.issuer
+    allowed: list[str] | None = None
+    requests: list[TokenRequest] = []
+    for one in wanted:
+        asked = one.attributes
+        attributes: Mapping[str, str] | None
+        if asked:
+            names = list(asked)
+            if names == allowed:
+                attributes = {**asked, **fixed}
+                if _size_of(attributes) > MAX_ATTRIBUTES_BYTES:
+                    return None
+            elif len(names) > _FEW_ATTRIBUTES:
+                return None
+            else:
+                attributes = _allowed_attributes(caller, grant.role, asked)
+                allowed = names
+        else:
+            attributes = _allowed_attributes(caller, grant.role, asked)
+        if attributes is None:
+            return None
+        requests.append(
+            TokenRequest(one.stage, one.user_id, duration, capabilities, attributes, issuer)
+        )
+    return requests
 
 
 def _allowed_attributes(

@@ -12,7 +12,7 @@ users that were not seen for longest are forgotten when there are too many, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil
 from typing import Final, Self
 
@@ -195,6 +195,53 @@ class Limiter:
         self._users.put(key, full_at + 1 / user.rate)
         return Counted(of, left - 1)
 
+    def count_all(
+        self,
+        caller: str,
+        user_ids: Sequence[str | None],
+        limits: TokenLimits,
+        overall: TokenLimits,
+    ) -> tuple[Counted | None, dict[int, RateLimitedError]]:
+        """Take a token for each of these users of `caller`, in their order, all at one moment.
+
+        Returns what the last was counted in, and which were refused: `count` one after the other.
+        """
+        of = self._callers.get(caller)
+        if of is None or of.limits is not limits or of.overall is not overall:
+            of = self._put_together(caller, limits, overall, of)
+        now = self._now()
+        refused: dict[int, RateLimitedError] = {}
+        last: Counted | None = None
+        if not _have_room(of, now, len(user_ids)):
+            for position, user_id in enumerate(user_ids):
+                try:
+                    last = self.count(caller, user_id, limits, overall)
+                except RateLimitedError as error:
+                    refused[position] = error
+            return last, refused
+        user, users = of.user, self._users
+        taken = 0
+        for position, user_id in enumerate(user_ids):
+            user_tokens: float | None = None
+            if user is not None and user_id is not None:
+                key = (caller, user_id)
+                full_at = users.get(key)
+                if full_at is None or full_at < now:
+                    full_at = now
+                left = user.burst - (full_at - now) * user.rate
+                if left < _ONE:
+                    _take(of, taken)
+                    taken = 0
+                    quotas = quotas_of(Counted(of, max(0.0, left)))
+                    refused[position] = _limited(user, (1 - left) / user.rate, quotas)
+                    continue
+                users.put(key, full_at + 1 / user.rate)
+                user_tokens = left - 1
+            taken += 1
+            last = Counted(of, user_tokens)
+        _take(of, taken)
+        return last, refused
+
     def _now(self) -> float:
         """Return the time, which never goes back: of a clock set back nobody gains or loses."""
         now = self._clock() + self._lost
@@ -230,6 +277,24 @@ class Limiter:
         made = _CallerLimits(limits, overall, shared, user, own_bucket, told, ", ".join(texts))
         self._callers.put(caller, made)
         return made
+
+
+def _have_room(of: _CallerLimits, now: float, tokens: int) -> bool:
+    """Let the buckets that are shared fill up, and tell whether each has so many tokens.
+
+    Where it has, no one of so many needs to be held against it.
+    """
+    room = True
+    for limit, bucket in of.shared:
+        bucket.tokens = min(limit.burst, bucket.tokens + (now - bucket.at) * limit.rate)
+        bucket.at = now
+        room = room and bucket.tokens >= tokens
+    return room
+
+
+def _take(of: _CallerLimits, tokens: int) -> None:
+    for _, bucket in of.shared:
+        bucket.tokens -= tokens
 
 
 def _left(limit: _Limit, tokens: float) -> str:

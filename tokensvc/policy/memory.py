@@ -8,9 +8,11 @@ out of date; what is decided with a stage's tags does not come here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Final, TypeAlias
 
-from tokensvc.policy.decision import Decision, Grant, check_granted, grant_again
+from tokensvc.policy.decision import Decision, Grant, check_granted, grant_again, grant_each
 from tokensvc.policy.rules import CallerRule, TokenLimits
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
@@ -53,6 +55,21 @@ class CallerMemory:
         grant = self._grants.get(asked)
         request = None if grant is None else grant_again(self.rule, wanted, grant)
         return self._decide_anew(asked, wanted).require() if request is None else request
+
+    def allow_again(self, wanted: Sequence[WantedToken]) -> list[TokenRequest] | None:
+        """Decide some requests as `allow` does, where all are allowed by what is remembered.
+
+        None where one is not, or takes longer to look at than most; then they are to be asked for one
+        by one. Where rules go by a stage's tags nothing is remembered.
+        """
+        requests: list[TokenRequest] = []
+        for asked, alike in groupby(wanted, _asked):
+            grant = self._grants.get(asked)
+            granted = None if grant is None else grant_each(self.rule, tuple(alike), grant)
+            if granted is None:
+                return None
+            requests += granted
+        return requests
 
     def decide(self, wanted: WantedToken) -> Decision:
         """Decide without the stage's tags."""
