@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensvc.errors import TokenServiceError
 from tokensvc.http.bodies import decode_json
-from tokensvc.http.wanted import read_wanted_token
+from tokensvc.http.wanted import read_plain_tokens, read_wanted_token
 from tokensvc.tokens.claims import WantedToken
 from tokensvc.tokens.plain import plain_json
 from tokensvc.tokens.validate import NOTHING, Defaults, parse_defaults, parse_wanted_token
@@ -64,6 +65,15 @@ def fields() -> st.SearchStrategy[dict[str, object]]:
     return st.fixed_dictionaries({}, optional=some)
 
 
+def users() -> st.SearchStrategy[dict[str, object]]:
+    """Items that differ in nothing but that, as nearly all do."""
+    names = ("userId", "attributes")
+    some: dict[str, st.SearchStrategy[object]] = {
+        name: st.sampled_from(VALUES[name]) for name in names
+    }
+    return st.fixed_dictionaries({}, optional=some)
+
+
 @given(fields(), fields())
 def test_both_readings_agree(body: dict[str, object], given_defaults: dict[str, object]):
     try:
@@ -110,3 +120,28 @@ def test_a_right_request_is_read_in_one_go():
         "capabilities": ["SUBSCRIBE"], "attributes": {"a": "b"}, "issuer": "local",
     }  # fmt: skip
     assert plain_json(json.dumps(whole).encode()) is not None
+
+
+@given(
+    st.lists(st.one_of(fields(), users()), min_size=1, max_size=6), st.one_of(fields(), st.just({}))
+)
+def test_many_are_read_as_one_by_one(
+    bodies: list[dict[str, object]], given_defaults: dict[str, object]
+):
+    try:
+        defaults = parse_defaults(given_defaults, regions=REGIONS, max_duration=MAX_DURATION)
+    except TokenServiceError:
+        defaults = parse_defaults({"stageArn": STAGE}, regions=REGIONS, max_duration=MAX_DURATION)
+    texts = [json.dumps(body).encode() for body in bodies]
+    found = read_plain_tokens(
+        [msgspec.Raw(text) for text in texts],
+        regions=REGIONS,
+        max_duration=MAX_DURATION,
+        defaults=defaults,
+    )
+    alone = [field_by_field(text, defaults) for text in texts]
+    if found is not None:
+        assert found == alone
+    elif all(isinstance(one, WantedToken) for one in alone):
+        # Only what is right in an unusual way is left to the other way.
+        assert any("5.0" in text.decode() for text in texts) or defaults.plain is None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from tokensvc.http.bodies import decode_json
 from tokensvc.tokens.claims import WantedToken
-from tokensvc.tokens.plain import plain_json, plainly_wanted
+from tokensvc.tokens.plain import plain_json, plain_list, plainly_wanted, plainly_wanted_each
 from tokensvc.tokens.validate import NOTHING, Defaults, parse_wanted_token
 
-__all__ = ["read_wanted_token"]
+__all__ = ["read_plain_tokens", "read_wanted_token"]
 
 
 def read_wanted_token(
@@ -33,3 +33,22 @@ def read_wanted_token(
     return parse_wanted_token(
         decode_json(text), regions=regions, max_duration=max_duration, defaults=defaults
     )
+
+
+def read_plain_tokens(
+    texts: Sequence[msgspec.Raw],
+    *,
+    regions: Collection[str],
+    max_duration: int,
+    defaults: Defaults,
+) -> list[WantedToken] | None:
+    """Return what `read_wanted_token` does of each text; None where one has to be looked at by itself.
+
+    Each text is one JSON value.
+    """
+    if defaults.plain is None:
+        return None
+    fields = plain_list(texts)
+    if fields is None:
+        return None
+    return plainly_wanted_each(fields, defaults.plain, regions, max_duration)

@@ -7,7 +7,7 @@ says why. A test holds the two against each other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -22,7 +22,15 @@ from tokensvc.tokens.limits import (
     MIN_DURATION_MINUTES,
 )
 
-__all__ = ["NO_DEFAULTS", "PlainFields", "plain_fields", "plain_json", "plainly_wanted"]
+__all__ = [
+    "NO_DEFAULTS",
+    "PlainFields",
+    "plain_fields",
+    "plain_json",
+    "plain_list",
+    "plainly_wanted",
+    "plainly_wanted_each",
+]
 
 
 class PlainFields(
@@ -42,12 +50,21 @@ class PlainFields(
 NO_DEFAULTS: Final = PlainFields()
 
 _decode = msgspec.json.Decoder(PlainFields).decode
+_decode_list = msgspec.json.Decoder(list[PlainFields]).decode
 
 
 def plain_json(text: bytes | msgspec.Raw) -> PlainFields | None:
     """Return the fields of a request that is JSON; None where they have to be looked at one by one."""
     try:
         return _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def plain_list(texts: Sequence[bytes | msgspec.Raw]) -> list[PlainFields] | None:
+    """Return the fields of requests, each of which is one JSON value; None where one is unusual."""
+    try:
+        return _decode_list(b"[" + b",".join(texts) + b"]")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -90,6 +107,49 @@ def plainly_wanted(
             return None
     issuer = fields.issuer if fields.issuer is not None else defaults.issuer
     return WantedToken(stage, user_id, role, duration, capabilities, attributes, issuer)
+
+
+def plainly_wanted_each(
+    items: Iterable[PlainFields],
+    defaults: PlainFields,
+    regions: Collection[str],
+    max_duration: int,
+) -> list[WantedToken] | None:
+    """Return what `plainly_wanted` does of each item; None where it is None of one.
+
+    Items next to each other nearly always ask for the same, users and attributes apart; what is the same
+    is looked at once.
+    """
+    wanted: list[WantedToken] = []
+    like: WantedToken | None = None
+    asked_before: tuple[object, ...] = ()
+    for fields in items:
+        asked = (fields.stage_arn, fields.role, fields.duration, fields.capabilities, fields.issuer)
+        if like is None or asked != asked_before:
+            like = plainly_wanted(fields, defaults, regions, max_duration)
+            if like is None:
+                return None
+            asked_before = asked
+            wanted.append(like)
+            continue
+        user_id = fields.user_id if fields.user_id is not None else defaults.user_id
+        attributes = fields.attributes if fields.attributes is not None else defaults.attributes
+        if (user_id is not None and not _is_user_id(user_id)) or (
+            attributes is not None and not _are_attributes(attributes)
+        ):
+            return None
+        wanted.append(
+            WantedToken(
+                like.stage,
+                user_id,
+                like.role,
+                like.duration,
+                like.capabilities,
+                attributes,
+                like.issuer,
+            )
+        )
+    return wanted
 
 
 def _stage(text: str | None, regions: Collection[str]) -> StageArn | None:
