@@ -8,11 +8,22 @@ from math import ceil
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    event,
+    select,
+)
 from sqlalchemy.exc import IntegrityError
 
-from tokensvc.errors import StoreUnavailableError
+from tokensvc.errors import StoreRefusedError, StoreUnavailableError
 from tokensvc.store import open_engine, upgrade
+from tokensvc.store.tables import leases
 from tokensvc.store.transactions import insert_absent, insert_rows, open_transactions
 
 NUMBERS = Table("numbers", MetaData(), Column("number", Integer), Column("name", Text))
@@ -67,6 +78,35 @@ def test_of_rows_that_may_be_there_the_others_are_inserted_once_and_in_few_state
     assert len(set(made)) <= 15
 
 
+COLUMNS = ("kind", "number", "place", "name")
+
+
+@pytest.mark.parametrize(
+    ("count", "kinds", "statements"),
+    [(0, 1, 0), (1, 1, 1), (50, 1, 1), (256, 1, 1), (600, 2, 4), (50, 5, 5), (50, 7, 1), (9, 2, 1)],
+)
+def test_what_rows_have_in_common_is_given_once_if_enough_of_them_have_it(
+    count: int, kinds: int, statements: int
+):
+    rows = [(f"k{n % kinds}", n, None if n % kinds else "p", f"n{n}") for n in range(count)]
+    engine = create_engine("sqlite://")
+    table = Table("things", MetaData(), *(Column(name, Text) for name in COLUMNS))
+    table.create(engine)
+    made: list[tuple[str, int]] = []
+    event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda *given: made.append((given[2], len(given[3]))),
+    )
+    with engine.begin() as connection:
+        insert_rows(connection, table, COLUMNS, rows, alike=("kind", "place"))
+        assert len(made) == statements
+        stored = connection.execute(select(table)).all()
+    assert sorted(map(tuple, stored), key=lambda row: int(row[1])) == [
+        (kind, str(number), place, name) for kind, number, place, name in rows
+    ]
+
+
 def test_a_row_that_is_refused_leaves_none_of_the_transaction():
     engine = create_engine("sqlite://")
     unique = Table("unique_numbers", MetaData(), Column("number", Integer, unique=True))
@@ -78,6 +118,38 @@ def test_a_row_that_is_refused_leaves_none_of_the_transaction():
         connection.rollback()
     with engine.connect() as connection:
         assert connection.execute(select(unique)).all() == []
+
+
+async def test_after_one_that_fails_the_next_transaction_begins_anew(tmp_path: Path):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+    row = ("a lease", "somebody", 1, 1.0)
+
+    def insert(connection: Connection) -> None:
+        insert_rows(connection, leases, tuple(leases.c.keys()), [row])
+
+    def fail(connection: Connection) -> None:
+        insert(connection)
+        raise ZeroDivisionError
+
+    def twice(connection: Connection) -> None:
+        insert(connection)
+        insert(connection)
+
+    for work, error in (
+        (fail, ZeroDivisionError),
+        (twice, StoreRefusedError),
+        (fail, ZeroDivisionError),
+    ):
+        with pytest.raises(error):
+            await transactions.run("test", work)
+    await transactions.run("test", insert)
+    async with engine.connect() as connection:
+        assert [tuple(one) for one in await connection.execute(select(leases))] == [row]
+    await transactions.aclose()
+    await engine.dispose()
 
 
 async def test_a_disk_that_hangs_holds_nobody_up_for_good_and_who_gave_up_in_the_queue_writes_nothing(

@@ -82,6 +82,8 @@ SHED_AFTER_SECONDS: Final = 2.0
 """While the oldest row has waited longer, no more are taken: they would only wait longer still."""
 
 COLUMNS: Final = (*LedgerRow._fields[:-1], "endpoints_id")
+ALIKE: Final = ("kind", "region", "key_id", "key_arn", "issuer")
+"""What is the same in all rows of a commit, but for a few other keys."""
 
 _log = structlog.get_logger(__name__)
 
@@ -343,7 +345,7 @@ class LedgerWriter:
                 for row in of_entry
             ]
             if values:
-                insert_rows(connection, issued_tokens, COLUMNS, values)
+                insert_rows(connection, issued_tokens, COLUMNS, values, alike=ALIKE)
             return late
 
         late = await self._transactions.run("record tokens", work)

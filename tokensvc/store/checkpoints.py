@@ -13,13 +13,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
-from typing import Final
+from contextlib import AbstractContextManager
+from typing import Final, TypeAlias
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-__all__ = ["BACKSTOP_PAGES", "Checkpointer"]
+__all__ = ["BACKSTOP_PAGES", "Checkpointer", "Lend"]
 
 BACKSTOP_PAGES: Final = 32_000
 """Of 4 KiB: the length of the journal at which a commit copies it all the same, 128 MB."""
@@ -28,19 +29,23 @@ INTERVAL_SECONDS: Final = 0.25
 RESTART_PAGES: Final = 2_000
 """A shorter journal is not begun anew: pages that are written again and again are then copied once."""
 
+Lend: TypeAlias = Callable[[], AbstractContextManager[Connection]]
+"""Lends a connection that is in no transaction."""
+
 _log = structlog.get_logger(__name__)
 
 
 class Checkpointer:
     """Runs beside one writer; `engine` is its own, and is closed with it.
 
-    `between_commits` has the writer do something when it is in no transaction, and returns at once.
+    `between_commits` has the writer do something when it is in no transaction, and returns at once; who
+    does it is lent the writer's connection.
     """
 
     def __init__(
         self,
         engine: Engine,
-        between_commits: Callable[[Callable[[Engine], object]], object],
+        between_commits: Callable[[Callable[[Lend], object]], object],
         *,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
@@ -69,12 +74,12 @@ class Checkpointer:
 
     def copy(self) -> None:
         """Copy what is in the journal now; what comes meanwhile, if it is long, between two commits."""
-        pages = _checkpoint(self._engine)
+        pages = _checkpoint(self._engine.connect)
         if pages >= RESTART_PAGES:
             self._between_commits(self._copy_rest)
 
-    def _copy_rest(self, engine: Engine) -> None:
-        self._told(lambda: _checkpoint(engine))
+    def _copy_rest(self, lend: Lend) -> None:
+        self._told(lambda: _checkpoint(lend))
 
     def _run(self) -> None:
         while True:
@@ -96,17 +101,15 @@ class Checkpointer:
             self._failing = False
 
 
-def _checkpoint(engine: Engine) -> int:
+def _checkpoint(lend: Lend) -> int:
     """Copy the journal as far as nobody is in the way; return its length in pages, 0 if it is busy."""
-    connection = engine.raw_connection()
-    try:
-        cursor = connection.cursor()
+    with lend() as connection:
+        # Not by its `execute`, which would begin a transaction.
+        cursor = connection.connection.cursor()
         try:
             cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
             answer = cursor.fetchone()
         finally:
             cursor.close()
-    finally:
-        connection.close()
     # Whether somebody else is at it, the journal's pages, and how many of them are copied.
     return 0 if answer is None or answer[0] else int(answer[1])

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain
-from typing import Any, Final, Protocol, TypeVar
+from operator import itemgetter
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 from sqlalchemy import Column, Connection, Engine, Float, Integer, Table
@@ -32,7 +34,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.store.checkpoints import Checkpointer
+from tokensvc.store.checkpoints import Checkpointer, Lend
 from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.faults import refused_value, sqlstate_of, store_faults
 from tokensvc.store.sqlstates import RETRIED
@@ -56,6 +58,10 @@ _LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 """Rows that a statement on SQLite has room for. sqlite3 keeps the last statements prepared, 2 KB a row with
 the values last bound to them: one of each length up to 64 took it 5 MB, and up to thousands a hundred. What
 is left empty costs next to nothing. A table may have 100 columns: SQLite takes 32,766 parameters."""
+
+
+_ROWS_OF_A_GROUP: Final = 8
+"""With fewer rows that have something in common, statements for each such group cost more than they save."""
 
 
 class Transactions(Protocol):
@@ -91,6 +97,7 @@ class _ThreadTransactions:
         self._engine = engine
         self._checkpointer = Checkpointer(for_checkpoints, self._between_commits)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+        self._connection: Connection | None = None
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -100,18 +107,39 @@ class _ThreadTransactions:
                 return await loop.run_in_executor(self._thread, self._run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with _write_faults(operation), self._engine.begin() as connection:
+        with _write_faults(operation), self._kept() as connection, connection.begin():
             result = work(connection)
         self._checkpointer.note_commit()
         return result
 
-    def _between_commits(self, copy: Callable[[Engine], object]) -> None:
-        self._thread.submit(copy, self._engine)
+    @contextmanager
+    def _kept(self) -> Iterator[Connection]:
+        """Lend the thread's connection, which is taken from its engine anew after an error."""
+        # To take it and give it back for each transaction costs as much as two rows of the ledger.
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            yield self._connection
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            kept.close()
+
+    def _between_commits(self, copy: Callable[[Lend], object]) -> None:
+        self._thread.submit(copy, self._kept)
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._checkpointer.close)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        self._let_go()
+        self._engine.dispose()
 
 
 class _PooledTransactions:
@@ -158,12 +186,18 @@ class _write_faults:  # noqa: N801 - used as a function
 
 
 def insert_rows(
-    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[Sequence[object]]
+    connection: Connection,
+    table: Table,
+    columns: tuple[str, ...],
+    rows: Sequence[Sequence[object]],
+    *,
+    alike: tuple[str, ...] = (),
 ) -> None:
     """Insert rows whose values stand in the order of `columns`, many in one statement.
 
-    Values go to the driver as they are: only for columns of text and numbers. When it raises, the
-    transaction has to be rolled back: on SQLite some rows may be in it.
+    Columns that are `alike`, two or more, have the same values in most of the rows: SQLite gets those once
+    for all. Values go to the driver as they are: only for columns of text and numbers. When it raises,
+    the transaction has to be rolled back: on SQLite some rows may be in it. Rows are numbered in any order.
     """
     if connection.dialect.name == "postgresql":
         statement = _unnest_statement(table, columns)
@@ -171,7 +205,18 @@ def insert_rows(
             some = rows[start : start + ROWS_PER_STATEMENT]
             connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
         return
-    _run_filled(connection, partial(_values_statement, table, columns), len(columns), rows)
+    if alike:
+        of_all, of_each = _pickers(columns, alike)
+        groups: dict[tuple[object, ...], list[Sequence[object]]] = {}
+        for row in rows:
+            groups.setdefault(of_all(row), []).append(of_each(row))
+        if len(groups) * _ROWS_OF_A_GROUP <= len(rows) or len(groups) == 1:
+            each = tuple(name for name in columns if name not in alike)
+            for common, group in groups.items():
+                statement_of = partial(_values_statement, table, each, alike)
+                _run_filled(connection, statement_of, len(each), group, common)
+            return
+    _run_filled(connection, partial(_values_statement, table, columns, ()), len(columns), rows)
 
 
 def _run_filled(
@@ -179,28 +224,46 @@ def _run_filled(
     statement_of: Callable[[int], str],
     width: int,
     rows: Sequence[Sequence[object]],
+    common: tuple[object, ...] = (),
 ) -> None:
     """Run one statement for as many rows as fit; `statement_of` takes for how many it has room."""
     for start in range(0, len(rows), _LENGTHS[-1]):
         some = rows[start : start + _LENGTHS[-1]]
         room = _LENGTHS[bisect_left(_LENGTHS, len(some))]
         empty = (None,) * ((room - len(some)) * width)
-        values = (*chain.from_iterable(some), *empty, len(some))
+        values = (*common, *chain.from_iterable(some), *empty, len(some))
         connection.exec_driver_sql(statement_of(room), values)
 
 
-def _values(columns: tuple[str, ...], room: int) -> str:
+_Picker: TypeAlias = Callable[[Sequence[object]], tuple[object, ...]]
+
+
+@lru_cache(maxsize=16)
+def _pickers(columns: tuple[str, ...], alike: tuple[str, ...]) -> tuple[_Picker, _Picker]:
+    """Return what takes of a row the columns that are alike, and the others."""
+    others = (name for name in columns if name not in alike)
+    return (
+        itemgetter(*(columns.index(name) for name in alike)),
+        itemgetter(*(columns.index(name) for name in others)),
+    )
+
+
+def _values(columns: tuple[str, ...], room: int, alike: tuple[str, ...] = ()) -> str:
     """Return what gives as many rows as its last parameter says, and has room for more."""
     row = f"({', '.join(['?'] * len(columns))})"
-    return f"SELECT * FROM (VALUES {', '.join([row] * room)}) LIMIT ?"  # noqa: S608
+    result = ", ".join([*["?"] * len(alike), "*"])
+    return f"SELECT {result} FROM (VALUES {', '.join([row] * room)}) LIMIT ?"  # noqa: S608
 
 
 @lru_cache(maxsize=128)
-def _values_statement(table: Table, columns: tuple[str, ...], room: int) -> str:
+def _values_statement(
+    table: Table, columns: tuple[str, ...], alike: tuple[str, ...], room: int
+) -> str:
     # Names of our own tables and columns; every value is a parameter. Without OR FAIL, SQLite copies each
     # page aside before the statement changes it, so as to undo the statement alone; that took as long
     # as a third to a half of all else. Here a row that is refused undoes the whole transaction anyway.
-    return f"INSERT OR FAIL INTO {table.name} ({', '.join(columns)}) {_values(columns, room)}"
+    names = ", ".join((*alike, *columns))
+    return f"INSERT OR FAIL INTO {table.name} ({names}) {_values(columns, room, alike)}"
 
 
 @lru_cache(maxsize=16)
