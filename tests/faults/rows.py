@@ -23,7 +23,7 @@ from tokensvc.http.issued_watch import STUCK_SECONDS
 from tokensvc.keyring import create_master_key
 from tokensvc.keyring.observer import _SETTLED_SECONDS
 from tokensvc.revocation.bans import MAX_AGE_SECONDS
-from tokensvc.store.transactions import _ThreadTransactions
+from tokensvc.store.transactions import Insertion, _ThreadTransactions
 
 __all__ = ["ROWS", "Row"]
 
@@ -134,16 +134,24 @@ def database_fails(code: int, *, reads: bool) -> Iterator[None]:
             event.remove(Engine, name, fail)
 
 
+@contextlib.contextmanager
+def all_by_sqlalchemy(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let rows of the ledger go the way on which statements can be made to fail."""
+    with patch.context() as ordinary:
+        ordinary.setattr(Insertion, "is_done_alone", lambda *_: False)
+        yield
+
+
 @contextlib.asynccontextmanager
-async def store_down(world: World, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    with database_fails(sqlite3.SQLITE_IOERR, reads=True):
+async def store_down(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    with all_by_sqlalchemy(patch), database_fails(sqlite3.SQLITE_IOERR, reads=True):
         await world.let_pass(MAX_AGE_SECONDS + 1)
         yield
 
 
 @contextlib.asynccontextmanager
-async def store_full(world: World, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    with database_fails(sqlite3.SQLITE_FULL, reads=False):
+async def store_full(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    with all_by_sqlalchemy(patch), database_fails(sqlite3.SQLITE_FULL, reads=False):
         await world.let_pass(1)
         yield
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
 from math import ceil
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     select,
 )
 from sqlalchemy.exc import IntegrityError
@@ -24,7 +27,7 @@ from sqlalchemy.exc import IntegrityError
 from tokensvc.errors import StoreRefusedError, StoreUnavailableError
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.tables import leases
-from tokensvc.store.transactions import insert_absent, insert_rows, open_transactions
+from tokensvc.store.transactions import Insertion, insert_absent, insert_rows, open_transactions
 
 NUMBERS = Table("numbers", MetaData(), Column("number", Integer), Column("name", Text))
 
@@ -148,6 +151,67 @@ async def test_after_one_that_fails_the_next_transaction_begins_anew(tmp_path: P
     await transactions.run("test", insert)
     async with engine.connect() as connection:
         assert [tuple(one) for one in await connection.execute(select(leases))] == [row]
+    await transactions.aclose()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("count", [1, 40, 256, 257, 600])
+async def test_rows_alone_are_all_there_or_none_however_many_statements_they_take(
+    tmp_path: Path, count: int
+):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+    columns = tuple(leases.c.keys())
+
+    async def stored() -> int:
+        async with engine.connect() as connection:
+            return (await connection.execute(select(func.count()).select_from(leases))).scalar_one()
+
+    def insertion(first: int, last: object) -> Insertion:
+        rows: list[tuple[object, ...]]
+        rows = [(f"n{first + number}", "somebody", 1, 1.0) for number in range(count - 1)]
+        return Insertion(leases, columns, [*rows, (last, "somebody", 1, 1.0)], ("holder", "fence"))
+
+    await transactions.run("test", insertion(0, "last"))
+    assert await stored() == count
+    for refused in ("last", None, "\ud800"):
+        with pytest.raises(StoreRefusedError):
+            await transactions.run("test", insertion(count, refused))
+        assert await stored() == count
+    await transactions.run("test", insertion(count, "another"))
+    assert await stored() == 2 * count
+    await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_rows_alone_meet_a_full_disk_and_a_lock_as_others_do(tmp_path: Path):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+
+    def insertion(holder: str) -> Insertion:
+        rows = [(f"n{number} of {holder}", holder, 1, 1.0) for number in range(200)]
+        return Insertion(leases, tuple(leases.c.keys()), rows, ("holder", "fence"))
+
+    async def pragma(text: str) -> None:
+        await transactions.run("test", lambda one: one.exec_driver_sql(f"PRAGMA {text}").close())
+
+    await pragma("max_page_count=1")
+    with pytest.raises(StoreUnavailableError, match="is full"):
+        await transactions.run("test", insertion("full" * 16))
+    await pragma("max_page_count=1000000")
+    await pragma("busy_timeout=1")
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError, match="locked by another process"):
+            await transactions.run("test", insertion("locked"))
+    await transactions.run("test", insertion("free"))
+    async with engine.connect() as connection:
+        stored = (await connection.execute(select(leases.c.holder))).scalars().all()
+    assert stored == ["free"] * 200
     await transactions.aclose()
     await engine.dispose()
 

@@ -25,6 +25,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -41,7 +42,7 @@ from tokensvc.errors import (
 from tokensvc.ledger.idempotency import Claim, StoredAnswer, claim_all
 from tokensvc.ledger.row import LedgerRow, endpoints_id
 from tokensvc.store.tables import issued_tokens, stage_endpoints
-from tokensvc.store.transactions import Transactions, insert_absent, insert_rows
+from tokensvc.store.transactions import Insertion, Transactions, insert_absent
 from tokensvc.tokens.claims import StageEndpoints
 
 __all__ = [
@@ -332,6 +333,10 @@ class LedgerWriter:
             name: pair for pair, name in names.items() if name not in self._stored_endpoints
         }
         claims = [entry.claim for entry in batch if entry.claim is not None]
+        if not claims and not new_endpoints:
+            all_rows = list(chain.from_iterable(rows))
+            await self._transactions.run("record tokens", _insertion(all_rows))
+            return {}
         now = self._clock()
 
         def work(connection: Connection) -> dict[Claim, StoredAnswer]:
@@ -345,7 +350,7 @@ class LedgerWriter:
                 for row in of_entry
             ]
             if values:
-                insert_rows(connection, issued_tokens, COLUMNS, values, alike=ALIKE)
+                _insertion(values)(connection)
             return late
 
         late = await self._transactions.run("record tokens", work)
@@ -429,6 +434,10 @@ def _values(row: LedgerRow, names: dict[StageEndpoints, str]) -> tuple[object, .
     if name is None:
         name = names[pair] = endpoints_id(pair)
     return (*row[:-1], name)
+
+
+def _insertion(rows: Sequence[Sequence[object]]) -> Insertion:
+    return Insertion(issued_tokens, COLUMNS, rows, ALIKE)
 
 
 def _endpoint_rows(endpoints: Mapping[str, StageEndpoints]) -> list[dict[str, object]]:

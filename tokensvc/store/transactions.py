@@ -19,14 +19,16 @@ figures, beside those of COPY).
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import structlog
 from sqlalchemy import Column, Connection, Engine, Float, Integer, Table
@@ -39,7 +41,7 @@ from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.faults import refused_value, sqlstate_of, store_faults
 from tokensvc.store.sqlstates import RETRIED
 
-__all__ = ["Transactions", "insert_absent", "insert_rows", "open_transactions"]
+__all__ = ["Insertion", "Transactions", "insert_absent", "insert_rows", "open_transactions"]
 
 T = TypeVar("T")
 
@@ -107,8 +109,12 @@ class _ThreadTransactions:
                 return await loop.run_in_executor(self._thread, self._run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with _write_faults(operation), self._kept() as connection, connection.begin():
-            result = work(connection)
+        with _write_faults(operation), self._kept() as connection:
+            if isinstance(work, Insertion) and work.is_done_alone(connection):
+                result = cast("T", None)
+            else:
+                with connection.begin():
+                    result = work(connection)
         self._checkpointer.note_commit()
         return result
 
@@ -197,7 +203,7 @@ def insert_rows(
 
     Columns that are `alike`, two or more, have the same values in most of the rows: SQLite gets those once
     for all. Values go to the driver as they are: only for columns of text and numbers. When it raises,
-    the transaction has to be rolled back: on SQLite some rows may be in it. Rows are numbered in any order.
+    the transaction is at its end: SQLite has rolled it back, or it is to be. Rows are numbered in any order.
     """
     if connection.dialect.name == "postgresql":
         statement = _unnest_statement(table, columns)
@@ -205,37 +211,92 @@ def insert_rows(
             some = rows[start : start + ROWS_PER_STATEMENT]
             connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
         return
-    if alike:
-        of_all, of_each = _pickers(columns, alike)
-        groups: dict[tuple[object, ...], list[Sequence[object]]] = {}
-        for row in rows:
-            groups.setdefault(of_all(row), []).append(of_each(row))
-        if len(groups) * _ROWS_OF_A_GROUP <= len(rows) or len(groups) == 1:
-            each = tuple(name for name in columns if name not in alike)
-            for common, group in groups.items():
-                statement_of = partial(_values_statement, table, each, alike)
-                _run_filled(connection, statement_of, len(each), group, common)
-            return
-    _run_filled(connection, partial(_values_statement, table, columns, ()), len(columns), rows)
+    for insert, values in _inserts(table, columns, rows, alike):
+        connection.exec_driver_sql(insert, values)
 
 
-def _run_filled(
-    connection: Connection,
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """A transaction that inserts rows, as `insert_rows` does, and nothing else; for `Transactions.run`.
+
+    Where one statement does it, SQLite begins and commits with that. A BEGIN and a COMMIT around it cost
+    little themselves, but the thread gives up the interpreter for each and waits for it again.
+    """
+
+    table: Table
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+    alike: tuple[str, ...] = ()
+
+    def __call__(self, connection: Connection) -> None:
+        """Insert the rows in the transaction that `connection` is in."""
+        insert_rows(connection, self.table, self.columns, self.rows, alike=self.alike)
+
+    def is_done_alone(self, connection: Connection) -> bool:
+        """Insert the rows where one statement does it, and tell whether it did; SQLite's alone.
+
+        `connection` is in no transaction, and its driver begins none.
+        """
+        if len(self.rows) > _LENGTHS[-1]:
+            return False
+        found = list(_inserts(self.table, self.columns, self.rows, self.alike))
+        if len(found) != 1:
+            return False
+        ((statement, values),) = found
+        cursor = connection.connection.cursor()
+        try:
+            # SQLAlchemy would begin a transaction.
+            cursor.execute(statement, values)
+        except sqlite3.Error as error:
+            raise DBAPIError.instance(
+                statement, None, error, sqlite3.Error, hide_parameters=True
+            ) from error
+        finally:
+            cursor.close()
+        return True
+
+
+_Statement: TypeAlias = tuple[str, tuple[object, ...]]
+_Picker: TypeAlias = Callable[[Sequence[object]], tuple[object, ...]]
+
+
+def _inserts(
+    table: Table,
+    columns: tuple[str, ...],
+    rows: Sequence[Sequence[object]],
+    alike: tuple[str, ...],
+) -> Iterator[_Statement]:
+    """Yield the statements that insert rows on SQLite, and the values of each."""
+    if not alike or not rows:
+        yield from _filled(partial(_values_statement, table, columns, ()), len(columns), rows)
+        return
+    of_all, of_each = _pickers(columns, alike)
+    common_of = list(map(of_all, rows))
+    kinds = dict.fromkeys(common_of)
+    if len(kinds) > 1 and len(kinds) * _ROWS_OF_A_GROUP > len(rows):
+        yield from _inserts(table, columns, rows, ())
+        return
+    each = tuple(name for name in columns if name not in alike)
+    statement_of = partial(_values_statement, table, each, alike)
+    for common in kinds:
+        group = rows
+        if len(kinds) > 1:
+            group = [row for row, its in zip(rows, common_of, strict=True) if its == common]
+        yield from _filled(statement_of, len(each), list(map(of_each, group)), common)
+
+
+def _filled(
     statement_of: Callable[[int], str],
     width: int,
     rows: Sequence[Sequence[object]],
     common: tuple[object, ...] = (),
-) -> None:
-    """Run one statement for as many rows as fit; `statement_of` takes for how many it has room."""
+) -> Iterator[_Statement]:
+    """Yield one statement for as many rows as fit; `statement_of` takes for how many it has room."""
     for start in range(0, len(rows), _LENGTHS[-1]):
         some = rows[start : start + _LENGTHS[-1]]
         room = _LENGTHS[bisect_left(_LENGTHS, len(some))]
         empty = (None,) * ((room - len(some)) * width)
-        values = (*common, *chain.from_iterable(some), *empty, len(some))
-        connection.exec_driver_sql(statement_of(room), values)
-
-
-_Picker: TypeAlias = Callable[[Sequence[object]], tuple[object, ...]]
+        yield statement_of(room), (*common, *chain.from_iterable(some), *empty, len(some))
 
 
 @lru_cache(maxsize=16)
@@ -259,11 +320,11 @@ def _values(columns: tuple[str, ...], room: int, alike: tuple[str, ...] = ()) ->
 def _values_statement(
     table: Table, columns: tuple[str, ...], alike: tuple[str, ...], room: int
 ) -> str:
-    # Names of our own tables and columns; every value is a parameter. Without OR FAIL, SQLite copies each
-    # page aside before the statement changes it, so as to undo the statement alone; that took as long
-    # as a third to a half of all else. Here a row that is refused undoes the whole transaction anyway.
+    # Names of our own tables and columns; every value is a parameter. Without OR ROLLBACK, SQLite copies
+    # each page aside before the statement changes it, so as to undo the statement alone; that took as
+    # long as a third to a half of all else. Here a row that is refused undoes the transaction anyway.
     names = ", ".join((*alike, *columns))
-    return f"INSERT OR FAIL INTO {table.name} ({names}) {_values(columns, room, alike)}"
+    return f"INSERT OR ROLLBACK INTO {table.name} ({names}) {_values(columns, room, alike)}"
 
 
 @lru_cache(maxsize=16)
@@ -298,7 +359,9 @@ def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str,
     # Many rows in one statement, as in `insert_rows`.
     columns = tuple(rows[0])
     values = [[row[name] for name in columns] for row in rows]
-    _run_filled(connection, partial(_absent_statement, table, columns), len(columns), values)
+    statement_of = partial(_absent_statement, table, columns)
+    for insert, of_some in _filled(statement_of, len(columns), values):
+        connection.exec_driver_sql(insert, of_some)
 
 
 @lru_cache(maxsize=128)
