@@ -145,8 +145,7 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     ref = request_ref(facts, "tokens/batch", raw)
     if slices.spent():
         await slices.breathe()
-    batch = service.cut_batch(raw)
-    wanted = await _parse_items(batch, service, slices)
+    wanted = await _parse_items(service.cut_batch(raw), service, slices)
     caller = facts.caller_name
     is_new = ref is None or not await service.desk.has_answered(ref)
     admitted = await service.gate.admit_batch(caller, wanted, slices, counted=is_new)
@@ -327,15 +326,15 @@ def _count_tokens(
 ) -> None:
     kinds = Counter(
         [
-            (item.stage, outcome.key_arn, outcome.issuer)
+            (item.stage.text, item.stage.region, outcome.key_arn, outcome.issuer)
             for item, outcome in answered
             # Only what is a request has got a token.
             if isinstance(item, TokenRequest) and isinstance(outcome, IssuedToken)
         ]
     )
-    for (stage, key_arn, issuer), count in kinds.items():
-        told[stage.text, key_arn, _DONE] += count
-        issued[issuer, stage.region] += count
+    for (stage_arn, region, key_arn, issuer), count in kinds.items():
+        told[stage_arn, key_arn, _DONE] += count
+        issued[issuer, region] += count
 
 
 def _stage_of(item: BatchItem) -> str | None:

@@ -12,7 +12,7 @@ as a whole, with StoreUnavailableError.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
 
 import structlog
@@ -65,13 +65,14 @@ async def hand_out_batch(
     for start in range(0, len(items), _PIECE):
         if slices.spent():
             await slices.breathe()
+        piece = drafts[start : start + _PIECE]
+        tokens = [draft.token for draft in piece if isinstance(draft, Draft)]
         requests = _requests_alike(items, start)
-        made = [one for one in drafts[start : start + _PIECE] if isinstance(one, Draft)]
-        if requests and len(made) == len(requests):
-            ids = [draft.token.participant_id for draft in made]
-            if issuer.admits_all(requests, ids):
-                outcomes += [draft.token for draft in made]
-                continue
+        if len(tokens) == len(piece) == len(requests) and issuer.admits_all(
+            requests, [token.participant_id for token in tokens]
+        ):
+            outcomes += tokens
+            continue
         for index in range(start, min(start + _PIECE, len(items))):
             if slices.spent():
                 await slices.breathe()
@@ -101,13 +102,16 @@ def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenReq
     for item in items[start : start + _PIECE]:
         if isinstance(item, TokenServiceError):
             return ()
-        asked = (item.stage, item.duration, item.capabilities, item.issuer)
         if alike is None:
-            alike = asked
-        elif asked != alike:
+            alike = _asked(item)
+        elif (item.stage, item.duration, item.capabilities, item.issuer) != alike:
             return ()
         requests.append(item)
     return requests
+
+
+def _asked(request: TokenRequest) -> _Alike:
+    return (request.stage, request.duration, request.capabilities, request.issuer)
 
 
 class _Batch:
@@ -124,7 +128,7 @@ class _Batch:
         self._caller_id = caller_id
         self._done: dict[int, Draft | TokenServiceError] = {}
         self._stages: dict[StageArn, StageEndpoints | TokenServiceError] = {}
-        self._local: list[tuple[int, TokenRequest]] = []
+        self._local: list[tuple[int, Sequence[TokenRequest]]] = []
         self._for_ivs: list[tuple[int, TokenRequest]] = []
 
     async def look_up_stages(self) -> None:
@@ -135,7 +139,7 @@ class _Batch:
             requests = _requests_alike(self._items, start)
             if requests and self._are_local(requests):
                 wanted[requests[0].stage] = None
-                self._local += enumerate(requests, start)
+                self._local.append((start, requests))
                 continue
             for index, item in enumerate(self._items[start : start + _PIECE], start):
                 if self._slices.spent():
@@ -166,7 +170,7 @@ class _Batch:
             return
         if local:
             wanted[item.stage] = None
-            self._local.append((index, item))
+            self._local.append((index, (item,)))
         else:
             self._for_ivs.append((index, item))
 
@@ -179,28 +183,31 @@ class _Batch:
             self._stages[stage] = _as_answer(fault, None)
 
     async def sign_local(self) -> None:
-        slices, done = self._slices, self._done
+        issuer, slices, done, caller_id = self._issuer, self._slices, self._done, self._caller_id
         signs: Callable[[TokenRequest], Draft] | None = None
         alike: _Alike | None = None
-        for index, item in self._local:
-            if slices.spent():
-                await slices.breathe()
-                signs = None
-            asked = (item.stage, item.duration, item.capabilities, item.issuer)
-            try:
-                if signs is None or asked != alike:
-                    endpoints = self._stages[item.stage]
-                    if isinstance(endpoints, TokenServiceError):
-                        done[index] = endpoints
-                        continue
-                    # Asked again, since the key may have gone while stages were looked up.
-                    signs, alike = self._issuer.signs_like(item, endpoints, self._caller_id), asked
-                if signs is None:
-                    self._for_ivs.append((index, item))
-                else:
-                    done[index] = signs(item)
-            except Exception as fault:  # noqa: BLE001 - it becomes the item's answer, and is logged
-                done[index] = _as_answer(fault, index)
+        for start, requests in self._local:
+            like = requests[0]
+            endpoints = self._stages[like.stage]
+            if isinstance(endpoints, TokenServiceError):
+                done.update(dict.fromkeys(range(start, start + len(requests)), endpoints))
+                continue
+            if _asked(like) != alike:
+                signs, alike = None, _asked(like)
+            for index, item in enumerate(requests, start):
+                if slices.spent():
+                    await slices.breathe()
+                    signs = None
+                try:
+                    if signs is None:
+                        # Asked again, since the key may have gone while anything was awaited.
+                        signs = issuer.signs_like(item, endpoints, caller_id)
+                    if signs is not None:
+                        done[index] = signs(item)
+                    else:
+                        self._for_ivs.append((index, item))
+                except Exception as fault:  # noqa: BLE001 - the item's answer, and is logged
+                    done[index] = _as_answer(fault, index)
 
     async def ask_ivs(self) -> None:
         await _several_at_once(self._for_ivs, self._ask)
@@ -223,13 +230,17 @@ def _as_answer(fault: Exception, index: int | None) -> TokenServiceError:
     return TokenServiceError("Something unexpected went wrong; the log has it by the request id.")
 
 
-async def _several_at_once(work: Iterable[T], do: Callable[[T], Awaitable[None]]) -> None:
+async def _several_at_once(work: Collection[T], do: Callable[[T], Awaitable[None]]) -> None:
     queue = iter(work)
+    if len(work) <= 1:
+        for piece in queue:
+            await do(piece)
+        return
 
     async def take() -> None:
         for piece in queue:
             await do(piece)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(_CALLS_AT_ONCE):
+        for _ in range(min(_CALLS_AT_ONCE, len(work))):
             group.create_task(take())

@@ -115,19 +115,20 @@ def signs_here(
     exp: int,
     key: SigningKey,
     caller_id: str | None,
-) -> Callable[[TokenRequest, str], Draft]:
-    """Return what signs requests `like` this one: it is given each, and a new participant's id.
+    new_id: Callable[[], str],
+) -> Callable[[TokenRequest], Draft]:
+    """Return what signs requests that differ from `like` in user and attributes alone.
 
-    They differ in user and attributes alone. Each is signed as `signed_here` would sign it; what they
-    have in common is made once.
+    Each is signed as `signed_here` would sign it, for a new participant; what they have in common is made
+    once.
     """
     beginning, left = beginning_of_payloads(like, endpoints, iat=iat, exp=exp)
     mint = key.mints_after(beginning)
     capabilities, duration, moment = like.capabilities, like.duration, _moment(exp)
     stage_arn, region, key_id, key_arn = like.stage.text, like.stage.region, key.key_id, key.arn
 
-    def sign(request: TokenRequest, participant_id: str) -> Draft:
-        user_id, attributes = request.user_id, request.attributes
+    def sign(request: TokenRequest) -> Draft:
+        user_id, attributes, participant_id = request.user_id, request.attributes, new_id()
         text = mint(rest_of_payload(left, participant_id, attributes, user_id))
         # Here too in the order of fields.
         token = IssuedToken(

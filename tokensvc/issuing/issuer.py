@@ -242,8 +242,7 @@ class TokenIssuer:
         if key is None:
             return None
         iat, exp = self._times(like)
-        sign, new_id = signs_here(like, endpoints, iat, exp, key, caller_id), self._new_id
-        return lambda request: sign(request, new_id())
+        return signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
 
     def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:
         """Return the identity of a token signed now, of a new participant unless one is given."""

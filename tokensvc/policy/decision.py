@@ -177,25 +177,23 @@ def grant_each(
     fixed: Mapping[str, str] = {} if grant.role is None else grant.role.attributes
     duration, capabilities, issuer = grant.duration, grant.capabilities, grant.issuer
     allowed: list[str] | None = None
+    room = 0
     requests: list[TokenRequest] = []
     for one in wanted:
         asked = one.attributes
         attributes: Mapping[str, str] | None
-        if asked:
-            names = list(asked)
-            if names == allowed:
-                attributes = {**asked, **fixed}
-                if _size_of(attributes) > MAX_ATTRIBUTES_BYTES:
-                    return None
-            elif len(names) > _FEW_ATTRIBUTES:
-                return None
-            else:
-                attributes = _allowed_attributes(caller, grant.role, asked)
-                allowed = names
+        # A character has at most four bytes.
+        if asked and list(asked) == allowed and 4 * len("".join(asked.values())) <= room:
+            attributes = {**asked, **fixed}
         else:
+            if asked and len(asked) > _FEW_ATTRIBUTES:
+                return None
             attributes = _allowed_attributes(caller, grant.role, asked)
-        if attributes is None:
-            return None
+            if attributes is None:
+                return None
+            if asked:
+                allowed = list(asked)
+                room = MAX_ATTRIBUTES_BYTES - _size_of(dict.fromkeys(allowed, "")) - _size_of(fixed)
         requests.append(
             TokenRequest(one.stage, one.user_id, duration, capabilities, attributes, issuer)
         )

@@ -221,8 +221,8 @@ class Limiter:
             return last, refused
         user, users = of.user, self._users
         taken = 0
+        user_tokens: float | None = None
         for position, user_id in enumerate(user_ids):
-            user_tokens: float | None = None
             if user is not None and user_id is not None:
                 key = (caller, user_id)
                 full_at = users.get(key)
@@ -237,9 +237,12 @@ class Limiter:
                     continue
                 users.put(key, full_at + 1 / user.rate)
                 user_tokens = left - 1
+            else:
+                user_tokens = None
             taken += 1
-            last = Counted(of, user_tokens)
         _take(of, taken)
+        if len(refused) < len(user_ids):
+            last = Counted(of, user_tokens)
         return last, refused
 
     def _now(self) -> float:

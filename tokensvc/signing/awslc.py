@@ -58,6 +58,7 @@ class AwsLcSigner(SecretHolder):
         def finish(rest: bytes) -> bytes:
             digest = begun.copy()
             digest.update(rest)
-            return bytes(to_pair(sign(digest.digest()), _COORDINATE_BYTES))
+            pair: bytes = to_pair(sign(digest.digest()), _COORDINATE_BYTES)
+            return pair
 
         return finish
