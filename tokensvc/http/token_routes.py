@@ -149,6 +149,8 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     caller = facts.caller_name
     is_new = ref is None or not await service.desk.has_answered(ref)
     admitted = await service.gate.admit_batch(caller, wanted, slices, counted=is_new)
+    # Of what many batches hold at once, the less the better.
+    del wanted
     items = admitted.items
     outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref, is_new=is_new)
     body = await _encode_outcomes(items, outcomes, service, facts, slices)

@@ -97,17 +97,21 @@ def _handed_out(
 
 def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenRequest]:
     """Return the next items where they differ in user and attributes alone, else nothing."""
-    requests: list[TokenRequest] = []
-    alike: _Alike | None = None
-    for item in items[start : start + _PIECE]:
-        if isinstance(item, TokenServiceError):
+    piece = items[start : start + _PIECE]
+    like = piece[0]
+    if isinstance(like, TokenServiceError):
+        return ()
+    stage, duration, capabilities, issuer = _asked(like)
+    for item in piece:
+        if (
+            isinstance(item, TokenServiceError)
+            or item.stage is not stage  # the same is nearly always the same object
+            or item.duration != duration
+            or item.capabilities != capabilities
+            or item.issuer != issuer
+        ):
             return ()
-        if alike is None:
-            alike = _asked(item)
-        elif (item.stage, item.duration, item.capabilities, item.issuer) != alike:
-            return ()
-        requests.append(item)
-    return requests
+    return cast("Sequence[TokenRequest]", piece)
 
 
 def _asked(request: TokenRequest) -> _Alike:
