@@ -29,9 +29,6 @@ __all__ = ["BatchItem", "BatchOutcome", "draft_batch", "hand_out_batch"]
 BatchItem: TypeAlias = TokenRequest | TokenServiceError
 BatchOutcome: TypeAlias = IssuedToken | TokenServiceError
 
-_Alike: TypeAlias = tuple[StageArn, int, tuple[str, ...], str]
-"""What requests are alike in that differ in user and attributes alone."""
-
 _CALLS_AT_ONCE: Final = 8
 """AWS calls of one batch under way at the same time; the call budgets bound all batches together."""
 
@@ -101,7 +98,12 @@ def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenReq
     like = piece[0]
     if isinstance(like, TokenServiceError):
         return ()
-    stage, duration, capabilities, issuer = _asked(like)
+    stage, duration, capabilities, issuer = (
+        like.stage,
+        like.duration,
+        like.capabilities,
+        like.issuer,
+    )
     for item in piece:
         if (
             isinstance(item, TokenServiceError)
@@ -112,10 +114,6 @@ def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenReq
         ):
             return ()
     return cast("Sequence[TokenRequest]", piece)
-
-
-def _asked(request: TokenRequest) -> _Alike:
-    return (request.stage, request.duration, request.capabilities, request.issuer)
 
 
 class _Batch:
@@ -188,16 +186,13 @@ class _Batch:
 
     async def sign_local(self) -> None:
         issuer, slices, done, caller_id = self._issuer, self._slices, self._done, self._caller_id
-        signs: Callable[[TokenRequest], Draft] | None = None
-        alike: _Alike | None = None
         for start, requests in self._local:
-            like = requests[0]
-            endpoints = self._stages[like.stage]
+            endpoints = self._stages[requests[0].stage]
             if isinstance(endpoints, TokenServiceError):
                 done.update(dict.fromkeys(range(start, start + len(requests)), endpoints))
                 continue
-            if _asked(like) != alike:
-                signs, alike = None, _asked(like)
+            signs: Callable[[TokenRequest], Draft] | None = None
+            many = len(requests) > 1
             for index, item in enumerate(requests, start):
                 if slices.spent():
                     await slices.breathe()
@@ -205,7 +200,7 @@ class _Batch:
                 try:
                     if signs is None:
                         # Asked again, since the key may have gone while anything was awaited.
-                        signs = issuer.signs_like(item, endpoints, caller_id)
+                        signs = issuer.signs_like(item, endpoints, caller_id, many=many)
                     if signs is not None:
                         done[index] = signs(item)
                     else:

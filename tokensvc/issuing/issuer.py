@@ -231,16 +231,19 @@ class TokenIssuer:
         return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
 
     def signs_like(
-        self, like: TokenRequest, endpoints: StageEndpoints, caller_id: str | None
+        self, like: TokenRequest, endpoints: StageEndpoints, caller_id: str | None, *, many: bool
     ) -> Callable[[TokenRequest], Draft] | None:
         """Return what signs requests that differ from `like` in user and attributes alone.
 
-        None sends them to IVS. It is good until anything is awaited: then the key may be gone, and what
-        the time is may be another. Raises as `signer_of` does.
+        Where there are `many`, what they have in common is made once. None sends them to IVS. It is good
+        until anything is awaited: then the key may be gone, and the time is another. Raises as
+        `signer_of` does.
         """
         key = self.signer_of(like)
         if key is None:
             return None
+        if not many:
+            return lambda request: self.sign(request, endpoints, caller_id, None, key)
         iat, exp = self._times(like)
         return signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
 
