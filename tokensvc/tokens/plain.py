@@ -120,6 +120,8 @@ def plainly_wanted_each(
     Items next to each other nearly always ask for the same, users and attributes apart; what is the same
     is looked at once.
     """
+    if not _are_of_a_user(defaults.user_id, defaults.attributes):
+        return None
     wanted: list[WantedToken] = []
     like: WantedToken | None = None
     asked_before: tuple[object, ...] = ()
@@ -132,24 +134,27 @@ def plainly_wanted_each(
             asked_before = asked
             wanted.append(like)
             continue
-        user_id = fields.user_id if fields.user_id is not None else defaults.user_id
-        attributes = fields.attributes if fields.attributes is not None else defaults.attributes
-        if (user_id is not None and not _is_user_id(user_id)) or (
-            attributes is not None and not _are_attributes(attributes)
-        ):
+        user_id, attributes = fields.user_id, fields.attributes
+        if not _are_of_a_user(user_id, attributes):
             return None
         wanted.append(
             WantedToken(
                 like.stage,
-                user_id,
+                user_id if user_id is not None else defaults.user_id,
                 like.role,
                 like.duration,
                 like.capabilities,
-                attributes,
+                attributes if attributes is not None else defaults.attributes,
                 like.issuer,
             )
         )
     return wanted
+
+
+def _are_of_a_user(user_id: str | None, attributes: Mapping[str, str] | None) -> bool:
+    return (user_id is None or _is_user_id(user_id)) and (
+        attributes is None or _are_attributes(attributes)
+    )
 
 
 def _stage(text: str | None, regions: Collection[str]) -> StageArn | None:
