@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Select
 from sqlalchemy.dialects import sqlite
 
 from tests.ledger.support import NOW, STAGE
@@ -42,10 +43,18 @@ def plan(database: sqlite3.Connection, statement: Any) -> list[str]:
     return [step[3] for step in database.execute(f"EXPLAIN QUERY PLAN {compiled}")]
 
 
+def page(*, after: tuple[int, int] | None = None, **filters: str) -> Select[Any]:
+    values: dict[str, Any] = {"now": NOW, "at_most": 100}
+    values |= {f"of_{name}": value for name, value in filters.items()}
+    if after is not None:
+        values |= dict(zip(("after_exp", "after_row_id"), after, strict=True))
+    return living_tokens(*filters, after=after is not None).params(values)
+
+
 @pytest.mark.parametrize(("filters", "index"), PAGES)
 @pytest.mark.parametrize("after", [None, AFTER])
 def test_a_page_is_read_from_its_index_in_its_order(database, filters, index, after):
-    steps = plan(database, living_tokens(NOW, after=after, **filters).limit(100))
+    steps = plan(database, page(after=after, **filters))
     assert len(steps) == 1, "nothing is sorted and nothing else is searched"
     assert steps[0].startswith("SEARCH issued_tokens USING")
     assert index in steps[0]
@@ -53,7 +62,7 @@ def test_a_page_is_read_from_its_index_in_its_order(database, filters, index, af
 
 
 def test_a_user_s_tokens_on_all_stages_are_found_by_the_user(database):
-    steps = plan(database, living_tokens(NOW, user_id="alice").limit(100))
+    steps = plan(database, page(user_id="alice"))
     assert "ix_issued_tokens_user (user_id=?" in steps[0]
 
 

@@ -6,18 +6,23 @@ the thousandth costs what the first does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
+import msgspec
 import structlog
 from sqlalchemy import (
+    BigInteger,
     Column,
     ColumnElement,
     Connection,
+    Integer,
     Label,
     Row,
     Select,
+    bindparam,
     func,
     select,
     tuple_,
@@ -55,8 +60,7 @@ MAX_KEY_USERS: Final = 1000
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedRecord:
+class IssuedRecord(msgspec.Struct, frozen=True, gc=False):
     """A row of the ledger, as it was read; fields as in `LedgerRow`.
 
     `disconnected_at` is when IVS took the disconnect or the revocation of this token, Unix seconds.
@@ -139,14 +143,13 @@ class Ledger:
         """
         limit = min(max(limit, 1), MAX_PAGE)
         selection = (stage_arn, user_id, key_id)
-        after = None
+        filters, values = _filtered(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id)
+        values["at_most"] = limit + 1
         if cursor is not None:
             position = decode_cursor(cursor, selection)
-            after = (position.exp, position.row_id)
-        query = living_tokens(
-            now, stage_arn=stage_arn, user_id=user_id, key_id=key_id, after=after
-        ).limit(limit + 1)
-        rows = await self._all("list tokens", query)
+            values |= {"after_exp": position.exp, "after_row_id": position.row_id}
+        query = living_tokens(*filters, after=cursor is not None)
+        rows = await self._all("list tokens", query, values)
         # SQLite sorts what is no number behind all numbers, and no cursor names a place there.
         dated = sum(_is_number(row.exp) for row in rows[:limit])
         of_page = rows[: dated or limit]
@@ -164,12 +167,9 @@ class Ledger:
         key_id: str | None = None,
     ) -> int:
         """Count living tokens; reads as many entries of an index as it counts."""
-        query = (
-            select(func.count())
-            .select_from(tokens)
-            .where(*_living(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id))
-        )
-        return int((await self._all("count tokens", query))[0][0])
+        filters, values = _filtered(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id)
+        query = select(func.count()).select_from(tokens).where(*_living(filters))
+        return int((await self._all("count tokens", query, values))[0][0])
 
     async def latest(
         self, token_id: str, *, repaired_at: float | None = None
@@ -223,16 +223,19 @@ class Ledger:
 
     async def key_use(self, key_id: str, now: float) -> KeyUse:
         """Return who holds living tokens of a key; reads all of them, seconds for millions."""
+        filters, values = _filtered(now, key_id=key_id)
         living = func.count().label("living")
         latest = func.max(tokens.c.exp).label("latest_expiry")
         grouped = (
             select(tokens.c.stage_arn, tokens.c.caller_id, living, latest)
-            .where(*_living(now, key_id=key_id))
+            .where(*_living(filters))
             .group_by(tokens.c.stage_arn, tokens.c.caller_id)
             .order_by(living.desc())
             .limit(MAX_KEY_USERS)
         )
-        users = tuple(KeyUser(*tuple(row)) for row in await self._all("sum up key", grouped))
+        users = tuple(
+            KeyUser(*tuple(row)) for row in await self._all("sum up key", grouped, values)
+        )
         count = sum(user.living for user in users)
         if len(users) == MAX_KEY_USERS:
             count = await self.count_living(now, key_id=key_id)
@@ -253,22 +256,23 @@ def mark_disconnected(connection: Connection, token_id: str, at: float) -> None:
     )
 
 
-def living_tokens(
-    now: float,
-    *,
-    stage_arn: str | None = None,
-    user_id: str | None = None,
-    key_id: str | None = None,
-    after: tuple[int, int] | None = None,
-) -> Select[Any]:
-    """Return the query of a page: living tokens after the row at `after`, (exp, row_id)."""
+@lru_cache(maxsize=16)
+def living_tokens(*filters: str, after: bool = False) -> Select[Any]:
+    """Return the query of a page, `at_most` so many living tokens whose `filters` are as `_filtered` says.
+
+    With `after` they come after the row at (`after_exp`, `after_row_id`). To make it takes longer than
+    SQLite takes to answer it.
+    """
+    place = (tokens.c.exp, tokens.c.row_id)
     query = (
         select(*_RECORD_COLUMNS)
-        .where(*_living(now, stage_arn=stage_arn, user_id=user_id, key_id=key_id))
-        .order_by(tokens.c.exp, tokens.c.row_id)
+        .where(*_living(filters))
+        .order_by(*place)
+        .limit(bindparam("at_most", type_=Integer))
     )
-    if after is not None:
-        query = query.where(tuple_(tokens.c.exp, tokens.c.row_id) > tuple_(*after))
+    if after:
+        behind = (bindparam(f"after_{column.name}", type_=BigInteger) for column in place)
+        query = query.where(tuple_(*place) > tuple_(*behind))
     return query
 
 
@@ -328,22 +332,17 @@ def latest_expiry_of(key_id: str) -> Select[Any]:
     )
 
 
-def _living(
-    now: float,
-    *,
-    stage_arn: str | None = None,
-    user_id: str | None = None,
-    key_id: str | None = None,
-) -> list[ColumnElement[bool]]:
-    conditions = [tokens.c.exp > int(now)]
-    for column, value in (
-        (tokens.c.stage_arn, stage_arn),
-        (tokens.c.user_id, user_id),
-        (tokens.c.key_id, key_id),
-    ):
-        if value is not None:
-            conditions.append(column == value)
-    return conditions
+def _filtered(now: float, **filters: str | None) -> tuple[tuple[str, ...], dict[str, object]]:
+    """Return which filters are given, and the values of `_living` under them."""
+    given = {name: value for name, value in filters.items() if value is not None}
+    return tuple(given), {"now": int(now), **{f"of_{name}": value for name, value in given.items()}}
+
+
+def _living(filters: Iterable[str]) -> list[ColumnElement[bool]]:
+    return [
+        tokens.c.exp > bindparam("now"),
+        *(tokens.c[name] == bindparam(f"of_{name}") for name in filters),
+    ]
 
 
 def _latest(row: Row[Any], repaired_at: float | None = None) -> IssuedRecord:
@@ -354,7 +353,7 @@ def _latest(row: Row[Any], repaired_at: float | None = None) -> IssuedRecord:
         record = _repaired(record, repaired_at)
     elif _is_damaged(record) or not _is_number(lives_until):
         raise _damaged(record.row_id, token_id=record.token_id)
-    return replace(
+    return msgspec.structs.replace(
         record,
         disconnected_at=disconnected_at,
         lives_until=lives_until if _is_number(lives_until) else record.exp,
@@ -382,7 +381,7 @@ def _repaired(record: IssuedRecord, now: float) -> IssuedRecord:
     if not repairs:
         return record
     _log.error("ledger_row_damaged", row_id=record.row_id, taken_as=repairs)
-    return replace(record, **repairs)
+    return msgspec.structs.replace(record, **repairs)
 
 
 def _damaged(row_id: int, **context: Any) -> StoreUnavailableError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from tokensvc.errors import ConfigurationError
 from tokensvc.store.checkpoints import BACKSTOP_PAGES
 from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
+from tokensvc.store.turns import connect_in_turns
 
 __all__ = ["open_engine", "open_migration_engine", "open_writer_engine"]
 
@@ -59,7 +61,7 @@ def open_engine(url: str, limits: DatabaseLimits | None = None) -> AsyncEngine:
     _check_file(path)
     engine = create_async_engine(
         parsed.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        async_creator=partial(connect_in_turns, str(path), lock_seconds=LOCK_TIMEOUT_SECONDS),
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
