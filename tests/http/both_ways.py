@@ -42,13 +42,13 @@ class Watcher:
         self.log = log
         self.app: Edge = server.server.config.loaded_app
         self.short = 0
-        answer_at_once = self.app.answer_at_once
+        begin = self.app.begin
 
-        async def counted(*arguments: Any) -> Any:
+        def counted(*arguments: Any) -> None:
             self.short += 1
-            return await answer_at_once(*arguments)
+            begin(*arguments)
 
-        self.app.answer_at_once = counted  # type: ignore[method-assign]
+        self.app.begin = counted  # type: ignore[method-assign]
         self._audited: list[Any] = []
         assert self.app.audit is not None
         audit = self.app.audit._audit

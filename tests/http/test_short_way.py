@@ -191,7 +191,8 @@ async def test_a_fault_of_our_own_is_the_same_problem(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("tokensvc.http.token_routes.read_wanted_token", broken)
+    for module in ("token_routes", "direct_mint"):
+        monkeypatch.setattr(f"tokensvc.http.{module}.read_wanted_token", broken)
     short, long = [await watcher.see(REQUESTS["least"][0], {}, short=way) for way in (True, False)]
     for seen in (short, long):
         # The traceback tells which way it was.

@@ -219,14 +219,32 @@ async def test_a_fault_of_ivs_is_told_by_both_ways(stopped: Service, watching: S
 async def test_without_a_row_in_the_ledger_there_is_no_token_by_either_way(
     watching: Start, monkeypatch: pytest.MonkeyPatch, fault: TokenServiceError
 ):
+    def full(*_: object, **__: object) -> float:
+        raise fault
+
+    async with watching() as watcher:
+        monkeypatch.setattr(LedgerWriter, "_room_for", full)
+        seen = await both(watcher, ANA)
+        refused(seen, 503, fault.code)
+        assert "token" not in seen.body
+
+
+@pytest.mark.parametrize(
+    "fault", [StoreUnavailableError("The database does not answer."), RuntimeError("out of order")]
+)
+async def test_without_a_commit_there_is_no_token_by_either_way(
+    watching: Start, monkeypatch: pytest.MonkeyPatch, fault: Exception
+):
     async def fail(*_: object, **__: object) -> None:
         raise fault
 
     async with watching() as watcher:
-        monkeypatch.setattr(LedgerWriter, "record", fail)
-        seen = await both(watcher, ANA)
-        refused(seen, 503, fault.code)
-        assert "token" not in seen.body
+        monkeypatch.setattr(LedgerWriter, "_store", fail)
+        for way in (True, False):
+            seen = await watcher.see(json.dumps(ANA).encode(), {}, short=way)
+            assert (seen.status, seen.body["code"]) == (503, "store_unavailable")
+            assert "token" not in seen.body
+            assert seen.rows == []
 
 
 class FullDisk:

@@ -212,9 +212,8 @@ class CallerAuthenticator:
 
         Raises UnauthenticatedError, StoreUnavailableError and IdentityProviderError.
         """
-        oidc = self._oidc
-        if oidc is not None and authorization is not None and authorization.count(".") == 2:
-            # No API key has a dot in it.
+        oidc = self._oidc_of(authorization)
+        if oidc is not None and authorization is not None:
             return await oidc.authenticate(authorization)
         try:
             return self._directory.authenticate(authorization)
@@ -222,6 +221,20 @@ class CallerAuthenticator:
             if not await self._directory.catch_up(refusal):
                 raise
         return self._directory.authenticate(authorization)
+
+    def recognise(self, authorization: str | None) -> Authenticated | None:
+        """Return who sends this header, where that is known at once; None: ask `authenticate`."""
+        if self._oidc_of(authorization) is not None:
+            return None
+        try:
+            return self._directory.authenticate(authorization)
+        except UnauthenticatedError:
+            return None
+
+    def _oidc_of(self, authorization: str | None) -> OidcCallers | None:
+        # No API key has a dot in it.
+        is_token = authorization is not None and authorization.count(".") == 2
+        return self._oidc if is_token else None
 
 
 def _key_id(token: str) -> str:

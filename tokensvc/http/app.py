@@ -26,6 +26,7 @@ from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.ban_routes import BAN_ROUTES
 from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.connection_routes import CONNECTION_ROUTES
+from tokensvc.http.direct_mint import DirectMint
 from tokensvc.http.disconnect_routes import DISCONNECT_ROUTES
 from tokensvc.http.edge import Edge
 from tokensvc.http.health_routes import HEALTH_ROUTES
@@ -273,7 +274,7 @@ def create_app(
             edge.audit = RequestAudit(audit)
             edge.reload = admission.reload
             edge.short_ways = short_ways(
-                ShortWay(app, service, "POST", "/v1/tokens", mint.fn),
+                ShortWay(app, service, "POST", "/v1/tokens", mint.fn, DirectMint(service).begin),
                 ShortWay(app, service, "POST", "/v1/tokens/batch", mint_batch.fn),
             )
             yield

@@ -9,9 +9,10 @@ the path, a query string, a header or a body.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, Protocol, cast
 
+import msgspec
 import structlog
 from litestar import Request
 from litestar.enums import ScopeType
@@ -39,6 +40,22 @@ _SECURITY_HEADERS: Final = (
 _SECURITY_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in _SECURITY_HEADERS)
 _RETRY_SECONDS: Final = 1
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Taker(Protocol):
+    """Who sends answers: the connection that the request came on."""
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a task do what is left to do for a request."""
+        ...
+
+    def take(self, answer: Answer, head: bytes) -> None:
+        """Send an answer with the lines of its headers."""
+        ...
+
+    def give_up(self) -> None:
+        """Close, as there is no answer."""
+        ...
 
 
 class Edge:
@@ -120,25 +137,34 @@ class Edge:
             self._note(scope["method"], route, facts)
             structlog.contextvars.reset_contextvars(**bound)
 
-    async def answer_at_once(
-        self, short: ShortWay, sent: list[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[Answer, bytes]:
-        """Answer a whole request by its handler, without the way there; return answer and head.
-
-        The head is the lines of all headers, without the status line and without an empty line.
+    def begin(
+        self, short: ShortWay, sent: list[tuple[bytes, bytes]], body: bytes, taker: Taker
+    ) -> None:
+        """Begin to answer a whole request by its handler, without the way there.
 
         The handler is the one that Litestar would call, with the same facts at hand, and what it
-        returns or raises becomes the same answer. `sent` are the headers, names in lower case. For a
-        task that is this request's alone.
+        returns or raises becomes the same answer. `sent` are the headers, names in lower case. The
+        answer is for `taker`, who may have it already when this returns.
         """
-        facts = read_facts(sent, self._clock(), body)
-        structlog.contextvars.bind_contextvars(request_id=facts.request_id)
+        asked = _Asked(self, short, read_facts(sent, self._clock(), body), taker)
+        if short.begin is None:
+            asked.handle()
+        else:
+            short.begin(asked)
+
+    def finish(
+        self, short: ShortWay, facts: RequestFacts, outcome: Answer | Exception
+    ) -> tuple[Answer, bytes]:
+        """Return the answer that an outcome makes, and its head; the access log gets its line.
+
+        The head is the lines of all headers, without the status line and without an empty line.
+        """
         try:
-            request = short.request(facts)
-            try:
-                answer = await short.handler(request)
-            except Exception as raised:  # noqa: BLE001 - every one of them has an answer
-                answer = self._problem(request, raised, facts)
+            if isinstance(outcome, Exception):
+                with structlog.contextvars.bound_contextvars(request_id=facts.request_id):
+                    answer = self._problem(short.request(facts), outcome, facts)
+            else:
+                answer = outcome
             facts.status = answer.status_code
             head = b"%b%bx-request-id: %b\r\n" % (
                 answer.head_to_send(),
@@ -148,6 +174,11 @@ class Edge:
             return answer, head
         finally:
             self._note(short.method, short.path, facts, soon=True)
+
+    def failed(self, facts: RequestFacts) -> None:
+        """Log what kept an answer from being sent; for an `except`."""
+        with structlog.contextvars.bound_contextvars(request_id=facts.request_id):
+            self._access.exception("answer_failed")
 
     def opening(self, status: int, default_headers: list[tuple[bytes, bytes]]) -> bytes:
         """Return how an answer begins: its status line, and the headers that the server gives to all.
@@ -191,7 +222,42 @@ class Edge:
             code=facts.code or None,
             ms=round((self._clock() - facts.started) * 1000, 3),
             caller=facts.caller_id,
+            request_id=facts.request_id,
         )
+
+
+class _Asked(msgspec.Struct, eq=False):
+    """One request on the short way."""
+
+    edge: Edge
+    short: ShortWay
+    facts: RequestFacts
+    taker: Taker
+
+    def handle(self) -> None:
+        """Have it answered by the route's handler, in a task."""
+        self.wait_for(self.short.handler(self.short.request(self.facts)))
+
+    def wait_for(self, answer: Awaitable[Answer]) -> None:
+        """Have its answer awaited in a task."""
+        self.taker.run(self._wait_for(answer))
+
+    async def _wait_for(self, answer: Awaitable[Answer]) -> None:
+        structlog.contextvars.bind_contextvars(request_id=self.facts.request_id)
+        try:
+            outcome: Answer | Exception = await answer
+        except Exception as raised:  # noqa: BLE001 - every one of them has an answer
+            outcome = raised
+        self.take(outcome)
+
+    def take(self, outcome: Answer | Exception) -> None:
+        """Send what became of it; raises nothing."""
+        try:
+            answer, head = self.edge.finish(self.short, self.facts, outcome)
+            self.taker.take(answer, head)
+        except Exception:  # noqa: BLE001 - logged; whoever calls this has others to tell
+            self.edge.failed(self.facts)
+            self.taker.give_up()
 
 
 def _nothing_to_reload() -> None:

@@ -9,14 +9,16 @@ request that is not HTTP, are answered with problem details as everything else i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tokensvc.errors import InvalidRequestError, TokenServiceError
+from tokensvc.http.answers import Answer
 from tokensvc.http.edge import Edge
 from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
 from tokensvc.http.short_way import ShortWay
@@ -182,8 +184,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         cycle.response_complete = False
         cycle.keep_alive = not self._edge.is_draining
         self.cycle = cycle  # type: ignore[assignment]
-        cycle.task = self.loop.create_task(self._answer(cycle, short, self.headers, body))
-        self.tasks.add(cycle.task)
+        self._edge.begin(short, self.headers, body, self)
 
     def _short_way(self) -> ShortWay | None:
         """Return the short way, if the head that has just ended is of a request that may take it.
@@ -218,31 +219,48 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_body(chunk)
         self._chunks.clear()
 
-    async def _answer(
-        self, cycle: _ShortCycle, short: ShortWay, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        try:
-            answer, lines = await self._edge.answer_at_once(short, headers, body)
-            if self.flow.write_paused and not cycle.disconnected:
-                await self.flow.drain()
-            if cycle.disconnected or self.transport.is_closing():
-                return
-            closes = answer.closes_connection()
-            if not cycle.keep_alive and not closes:
-                lines += b"connection: close\r\n"
-            head = self._edge.opening(answer.status_code, self.server_state.default_headers)
-            if len(answer.body) <= _COPIED_BYTES:
-                self.transport.write(b"%b%b\r\n%b" % (head, lines, answer.body))
-            else:
-                self.transport.writelines((b"%b%b\r\n" % (head, lines), answer.body))
-            cycle.response_complete = True
-            if closes or not cycle.keep_alive:
-                self.transport.close()
-            self.on_response_complete()
-        finally:
-            self.tasks.discard(cycle.task)
-            if not cycle.response_complete:
-                self.transport.close()
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a task do what is left to do for a request; it is waited for when the server stops."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            self.give_up()
+
+    def take(self, answer: Answer, head: bytes) -> None:
+        """Send the answer to a request on the short way; `head` are the lines of its headers."""
+        if self.flow.write_paused and not self._short_cycle.disconnected:
+            self.run(self._take_later(answer, head))
+        else:
+            self._take(answer, head)
+
+    async def _take_later(self, answer: Answer, head: bytes) -> None:
+        await self.flow.drain()
+        self._take(answer, head)
+
+    def _take(self, answer: Answer, head: bytes) -> None:
+        cycle = self._short_cycle
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        closes = answer.closes_connection()
+        if not cycle.keep_alive and not closes:
+            head += b"connection: close\r\n"
+        opening = self._edge.opening(answer.status_code, self.server_state.default_headers)
+        if len(answer.body) <= _COPIED_BYTES:
+            self.transport.write(b"%b%b\r\n%b" % (opening, head, answer.body))
+        else:
+            self.transport.writelines((b"%b%b\r\n" % (opening, head), answer.body))
+        cycle.response_complete = True
+        if closes or not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def give_up(self) -> None:
+        """Close a connection whose request gets no answer."""
+        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn has the words
         """Answer what is not HTTP; uvicorn calls this."""
@@ -369,9 +387,7 @@ class _ShortCycle:
     and nobody waits for it.
     """
 
-    __slots__ = ("disconnected", "keep_alive", "response_complete", "task")
-
-    task: asyncio.Task[None]
+    __slots__ = ("disconnected", "keep_alive", "response_complete")
 
     def __init__(self) -> None:
         self.disconnected = False

@@ -71,6 +71,10 @@ class Authenticator(Protocol):
         """
         ...
 
+    def recognise(self, authorization: str | None) -> Authenticated | None:
+        """Return who sends this header, where that is known at once; None: ask `authenticate`."""
+        ...
+
 
 class PublicKeys(Protocol):
     """The public keys that IVS holds."""

@@ -16,28 +16,41 @@ from litestar import Litestar, Request
 from litestar.types import HTTPScope
 
 from tokensvc.http.answers import Answer
+from tokensvc.http.direct_mint import Asked
 from tokensvc.http.facts import FACTS_KEY, RequestFacts
 from tokensvc.http.service import SERVICE_KEY, Service
 
 __all__ = ["ShortWay", "short_ways"]
 
 Handler = Callable[[Request[Any, Any, Any]], Awaitable[Answer]]
+Begin = Callable[[Asked], None]
+"""What has a request answered without a task, where it can; see `DirectMint.begin`."""
 
 
 class ShortWay:
     """The handler of one route, ready to be called; `path` is the route's template and has no parameter."""
 
-    __slots__ = ("_scope", "handler", "method", "path", "url", "verb")
+    __slots__ = ("_scope", "begin", "handler", "method", "path", "url", "verb")
 
     def __init__(
-        self, app: Litestar, service: Service, method: str, path: str, handler: Handler
+        self,
+        app: Litestar,
+        service: Service,
+        method: str,
+        path: str,
+        handler: Handler,
+        begin: Begin | None = None,
     ) -> None:
-        """Take `handler` as `app` has it registered under `method` and `path`."""
+        """Take `handler` as `app` has it registered under `method` and `path`.
+
+        `begin` may answer in its place.
+        """
         self.method: Final = method
         self.path: Final = path
         self.verb: Final = method.encode("ascii")
         self.url: Final = path.encode("ascii")
         self.handler: Final = handler
+        self.begin: Final = begin
         # All of a request's scope that is the same for each.
         self._scope: Final = {
             "type": "http",

@@ -36,6 +36,7 @@ from tokensvc.http import examples
 from tokensvc.http.answers import Answer
 from tokensvc.http.bodies import BatchBody, decode_json, read_json_body
 from tokensvc.http.caller_policy import CallerPolicy
+from tokensvc.http.direct_mint import minted
 from tokensvc.http.facts import Issued, RequestFacts
 from tokensvc.http.idempotency import request_ref
 from tokensvc.http.inspection import inspection_of, parse_inspection
@@ -113,10 +114,7 @@ async def mint(request: Request[Any, Any, Any]) -> Answer:
     is_new = ref is None or not await service.desk.has_answered(ref)
     admitted = await service.gate.admit(caller, wanted, counted=is_new)
     issued = await service.desk.mint(admitted.request, facts.caller_id, ref, is_new=is_new)
-    facts.key_arn = issued.key_arn
-    service.metrics.minted(perf_counter() - started)
-    service.metrics.token_issued(issued.issuer, wanted.stage.region)
-    return Answer(_encode(issued), 201, fields=admitted.headers.items())
+    return minted(service, facts, wanted.stage.region, issued, started, admitted.headers)
 
 
 @post(

@@ -21,7 +21,7 @@ from tokensvc.errors import (
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
 from tokensvc.issuing.connection import ConnectionSigner, ConnectionToken
 from tokensvc.issuing.issued import Draft, IssuedToken
-from tokensvc.issuing.issuer import Recorder, TokenIssuer
+from tokensvc.issuing.issuer import Recorder, Taker, TokenIssuer
 from tokensvc.issuing.living import IssuedTokens, PendingDisconnects, why_not_again
 from tokensvc.issuing.repeats import HasRow, Kept, KeptToken, keep, keep_batch, kept, kept_batch
 from tokensvc.issuing.repetition import Repetition, knows
@@ -96,6 +96,10 @@ class TokenDesk:
         Where it would not, say so to `mint` and `mint_batch` (`is_new`): they then do not look again.
         """
         return await self._stored(ref) is not None
+
+    def mint_for(self, taker: Taker, request: TokenRequest, caller_id: str | None) -> bool:
+        """Issue one participant token, where there is no `ref`; see `TokenIssuer.issue_for`."""
+        return self._issuer.issue_for(taker, request, caller_id)
 
     async def mint(
         self,

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from tokensvc.errors import FieldError, InvalidRequestError, NoSigningKeyError
 from tokensvc.issuing.issued import (
     Draft,
@@ -27,6 +29,7 @@ from tokensvc.issuing.issued import (
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger.idempotency import Claim
 from tokensvc.ledger.row import LedgerRow
+from tokensvc.ledger.writer import Waiter
 from tokensvc.signing.signing_key import SigningKey
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -38,6 +41,7 @@ __all__ = [
     "AdmitsAll",
     "Recorder",
     "StageLookup",
+    "Taker",
     "TokenIssuer",
     "TokenSource",
     "View",
@@ -84,6 +88,10 @@ class Recorder(Protocol):
         """Record `rows`, or return what another request has answered under the same claim."""
         ...
 
+    def record_for(self, waiter: Waiter, row: LedgerRow) -> None:
+        """Record one row and tell `waiter`, as `record` would return or raise."""
+        ...
+
 
 class Admit(Protocol):
     """Who may be issued a token."""
@@ -108,6 +116,18 @@ class AdmitsAll(Protocol):
         participant_ids: Sequence[str] = (),
     ) -> bool:
         """Tell that `Admit` lets all of them pass; raises StoreUnavailableError as it does."""
+        ...
+
+
+class Taker(Protocol):
+    """Who gets a token; raises nothing."""
+
+    def hand_out(self, issued: IssuedToken) -> None:
+        """Take the token, which may leave now."""
+        ...
+
+    def refuse(self, error: Exception) -> None:
+        """Take the reason why there is none."""
         ...
 
 
@@ -153,20 +173,47 @@ class TokenIssuer:
         self.admit(request, draft.token.participant_id)
         return draft.token
 
+    def issue_for(
+        self,
+        taker: Taker,
+        request: TokenRequest,
+        caller_id: str | None,
+    ) -> bool:
+        """Issue one token as `issue` does, and tell `taker` what that would return or raise.
+
+        It has no task that waits, so it is only for what needs to wait for nothing but the ledger.
+        Anything else is told by False: then nothing was done, and `issue` does it. Raises what `issue`
+        raises before it waits; then `taker` is told nothing.
+        """
+        draft = self._draft_at_hand(request, caller_id)
+        if draft is None:
+            return False
+        self._ledger.record_for(_Handing(self, request, draft.token, taker), draft.row)
+        return True
+
     async def draft(self, request: TokenRequest, caller_id: str | None) -> Draft:
         """Make the token of one request; raises as `issue` does, the ledger apart."""
-        self.admit(request)
-        key = self.signer_of(request)
-        if key is not None:
-            stage = request.stage
-            endpoints = self._endpoints.peek(stage, self._clock())
-            if endpoints is None:
-                endpoints = await self._endpoints.get(stage)
-                # The key may have gone while IVS was asked, so it is looked up again.
-                key = self.signer_of(request)
+        draft = self._draft_at_hand(request, caller_id)
+        if draft is not None:
+            return draft
+        if self.signer_of(request) is not None:
+            endpoints = await self._endpoints.get(request.stage)
+            # The key may have gone while IVS was asked, so it is looked up again.
+            key = self.signer_of(request)
             if key is not None:
                 return self.sign(request, endpoints, caller_id, None, key)
         return await self.ask_ivs(request, caller_id)
+
+    def _draft_at_hand(self, request: TokenRequest, caller_id: str | None) -> Draft | None:
+        """Make the token where neither IVS nor the store has to be asked for anything; else None."""
+        self.admit(request)
+        key = self.signer_of(request)
+        if key is None:
+            return None
+        endpoints = self._endpoints.peek(request.stage, self._clock())
+        if endpoints is None:
+            return None
+        return self.sign(request, endpoints, caller_id, None, key)
 
     def admit(self, request: TokenRequest, participant_id: str | None = None) -> None:
         """Refuse a request that must not be answered; raises BannedError."""
@@ -265,6 +312,29 @@ class TokenIssuer:
     async def record(self, drafts: Sequence[Draft], claim: Claim | None = None) -> str | None:
         """Record drafts before they are handed out; see `LedgerWriter.record`."""
         return await self._ledger.record([draft.row for draft in drafts], claim)
+
+
+class _Handing(msgspec.Struct, eq=False):
+    """Hands one token out once its row is recorded, unless somebody was banned meanwhile."""
+
+    issuer: TokenIssuer
+    request: TokenRequest
+    token: IssuedToken
+    taker: Taker
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _: str | None) -> None:
+        try:
+            self.issuer.admit(self.request, self.token.participant_id)
+        except Exception as refusal:  # noqa: BLE001 - handed on
+            self.taker.refuse(refusal)
+        else:
+            self.taker.hand_out(self.token)
+
+    def set_exception(self, error: Exception) -> None:
+        self.taker.refuse(error)
 
 
 def outlives_key(longest: float, setting: str) -> InvalidRequestError:

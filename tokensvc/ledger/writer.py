@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -52,6 +52,7 @@ __all__ = [
     "SHED_AFTER_SECONDS",
     "Durability",
     "LedgerWriter",
+    "Waiter",
 ]
 
 Durability: TypeAlias = Literal["durable", "relaxed"]
@@ -78,6 +79,9 @@ MOMENT_SECONDS: Final = 0.1
 GATHER_SECONDS: Final = 0.005
 """A commit waits no longer than this for more rows; as much as it takes itself on a good disk."""
 
+ANSWERS_IN_A_ROW: Final = 64
+"""Of those that one commit was for; each may be a whole request that is answered. Then others run."""
+
 RETRY_AFTER_SECONDS: Final = 1.0
 SHED_AFTER_SECONDS: Final = 2.0
 """While the oldest row has waited longer, no more are taken: they would only wait longer still."""
@@ -89,10 +93,26 @@ ALIKE: Final = ("kind", "region", "key_id", "key_arn", "issuer")
 _log = structlog.get_logger(__name__)
 
 
+class Waiter(Protocol):
+    """Who waits for rows to be recorded: a future, or whoever behaves like one. Raises nothing."""
+
+    def done(self) -> bool:
+        """Tell whether nobody waits any more."""
+        ...
+
+    def set_result(self, result: str | None, /) -> None:
+        """Take what `record` returns."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take what `record` raises."""
+        ...
+
+
 class _Entry(msgspec.Struct, eq=False):
     rows: Sequence[LedgerRow]
     claim: Claim | None
-    answer: asyncio.Future[str | None] | None
+    answer: Waiter | None
     """None where nobody waits."""
     queued_at: float
 
@@ -207,10 +227,33 @@ class LedgerWriter:
         IdempotencyConflictError; then no token must be handed out. Of more than BULK_ROWS without a
         claim some may be recorded then; otherwise none is.
         """
+        count = len(rows)
+        now = self._room_for(count)
+        if count > BULK_ROWS and claim is None:
+            pieces = [rows[start : start + BULK_ROWS] for start in range(0, count, BULK_ROWS)]
+            await _all_of([self._promise(piece, None, now) for piece in pieces])
+            return None
+        answer = self._promise(rows, claim, now)
+        return None if answer is None else await answer
+
+    def record_for(self, waiter: Waiter, row: LedgerRow) -> None:
+        """Record one row as `record` does, and tell `waiter`: without a task that waits.
+
+        Where nobody has to wait (`relaxed`), it is told before this returns. Raises what `record` raises
+        at once, LedgerBusyError and StoreUnavailableError; then it is not told.
+        """
+        now = self._room_for(1)
+        if self._durability == "durable":
+            self._enter((row,), None, waiter, now)
+        else:
+            self._enter((row,), None, None, now)
+            waiter.set_result(None)
+
+    def _room_for(self, count: int) -> float:
+        """Return the time; raises where as many rows cannot wait for a commit now."""
         if self._closing:
             raise _stopped()
         now = self._monotonic()
-        count = len(rows)
         if now - self._oldest(now) > SHED_AFTER_SECONDS or (
             self._waiting + count > self._max_waiting and self._waiting
         ):
@@ -219,18 +262,19 @@ class LedgerWriter:
                 retry_after=RETRY_AFTER_SECONDS,
                 waiting=self._waiting,
             )
-        if count > BULK_ROWS and claim is None:
-            pieces = [rows[start : start + BULK_ROWS] for start in range(0, count, BULK_ROWS)]
-            await _all_of([self._enter(piece, None, now) for piece in pieces])
-            return None
-        answer = self._enter(rows, claim, now)
-        return None if answer is None else await answer
+        return now
 
-    def _enter(
+    def _promise(
         self, rows: Sequence[LedgerRow], claim: Claim | None, now: float
     ) -> asyncio.Future[str | None] | None:
         waits = self._durability == "durable" or claim is not None
         answer = asyncio.get_running_loop().create_future() if waits else None
+        self._enter(rows, claim, answer, now)
+        return answer
+
+    def _enter(
+        self, rows: Sequence[LedgerRow], claim: Claim | None, answer: Waiter | None, now: float
+    ) -> None:
         count = len(rows)
         if count <= FEW_ROWS:
             queue, self._few_at = self._queue, now
@@ -240,7 +284,6 @@ class LedgerWriter:
         self._waiting += count
         if not self._wake.is_set():
             self._wake.set()
-        return answer
 
     async def _run(self) -> None:
         while True:
@@ -323,8 +366,10 @@ class LedgerWriter:
             self._failed_at = None
             self._counts["commits"] += 1
             last = self._monotonic() - MAX_RECORD_SECONDS
-            for entry in batch:
+            for number, entry in enumerate(batch, start=1):
                 self._answer(entry, late, last)
+                if number % ANSWERS_IN_A_ROW == 0:
+                    await asyncio.sleep(0)
 
     async def _store(self, batch: list[_Entry]) -> dict[Claim, StoredAnswer]:
         names: dict[StageEndpoints, str] = {}

@@ -106,17 +106,33 @@ class PolicyGate:
         """
         # One policy for the whole request, even if the file changes while IVS is asked.
         policy = self._policy()
+        admitted = self._admit_at_hand(policy, caller, wanted, counted=counted)
+        if admitted is not None:
+            return admitted
+        known = policy.known(caller)
+        count = self._count(policy, caller, wanted.user_id, known) if counted else None
+        tags = await self._stage_tags.tags(wanted.stage)
+        request = policy.decide(caller, wanted, tags).require()
+        return Admitted(request, _NO_HEADERS if count is None else count.headers)
+
+    def admit_at_hand(self, caller: str, wanted: WantedToken) -> Admitted | None:
+        """Do what `admit` does, and raise what it raises; None where it would have to look up tags.
+
+        Then nothing was counted.
+        """
+        return self._admit_at_hand(self._policy(), caller, wanted, counted=True)
+
+    def _admit_at_hand(
+        self, policy: Policy, caller: str, wanted: WantedToken, *, counted: bool
+    ) -> Admitted | None:
         if policy.is_open:
             return Admitted(policy.decide(caller, wanted).require(), _NO_HEADERS)
         known = policy.known(caller)
+        if known is not None and known.needs_tags(wanted.stage):
+            return None
         count = self._count(policy, caller, wanted.user_id, known) if counted else None
-        stage = wanted.stage
-        if known is not None and not known.needs_tags(stage):
-            request = known.allow(wanted)
-        else:
-            tags = None if known is None else await self._stage_tags.tags(stage)
-            request = policy.decide(caller, wanted, tags).require()
-        return Admitted(request, _NO_HEADERS if count is None else count.headers)
+        decided = policy.decide(caller, wanted).require() if known is None else known.allow(wanted)
+        return Admitted(decided, _NO_HEADERS if count is None else count.headers)
 
     async def admit_batch(
         self,

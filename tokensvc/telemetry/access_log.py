@@ -25,7 +25,7 @@ __all__ = ["AccessLog"]
 _NAME: Final = "tokensvc.http.access"
 _EVENT: Final = "request"
 _BOUND: Final = {"request_id", "worker"}
-"""What is bound while a request is answered; whatever else is bound, the processors look at."""
+"""What may be bound, for the process or for a request; whatever else is bound, the processors look at."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -40,7 +40,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     logger: str
     method: str
     ms: float
-    request_id: str | msgspec.UnsetType
+    request_id: str
     route: str
     status: int
     time: datetime
@@ -59,6 +59,10 @@ class AccessLog:
         self._write = json_line_writer(_NAME)
         self._clock = clock
         self._waiting: list[str] = []
+        # What is bound for the whole process; requests bind nothing but their id.
+        bound = get_contextvars()
+        self._worker = bound.get("worker", msgspec.UNSET)
+        self._is_usual = bound.keys() <= _BOUND
 
     def note(
         self,
@@ -69,6 +73,7 @@ class AccessLog:
         code: str | None,
         ms: float,
         caller: str | None,
+        request_id: str,
         soon: bool = False,
     ) -> None:
         """Write the line of one request.
@@ -77,9 +82,8 @@ class AccessLog:
         lines of other requests that are answered in the same moment.
         """
         write = self._write
-        bound = get_contextvars()
         line = ""
-        if write is not None and bound.keys() <= _BOUND:
+        if write is not None and self._is_usual:
             of = _Line(
                 caller,
                 code,
@@ -88,26 +92,27 @@ class AccessLog:
                 _NAME,
                 method,
                 ms,
-                bound.get("request_id", msgspec.UNSET),
+                request_id,
                 route,
                 status,
                 self._clock(),
-                bound.get("worker", msgspec.UNSET),
+                self._worker,
             )
             try:
                 line = _encode(of).decode()
             except UnicodeEncodeError:
                 line = ""  # A lone surrogate; the processors' renderer has an answer to it.
         if write is None or not line or may_hold_secret(line):
-            self._log.info(
-                _EVENT,
-                method=method,
-                route=route,
-                status=status,
-                code=code,
-                ms=ms,
-                caller=caller,
-            )
+            with structlog.contextvars.bound_contextvars(request_id=request_id):
+                self._log.info(
+                    _EVENT,
+                    method=method,
+                    route=route,
+                    status=status,
+                    code=code,
+                    ms=ms,
+                    caller=caller,
+                )
         elif soon:
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self.flush)
