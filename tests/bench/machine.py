@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,16 @@ from tokensvc.cli.measuring import AWS_LC, Rate, measure, subjects
 
 __all__ = [
     "circumstances", "cpu_seconds", "load_cores", "memory_mb", "on_cores", "pinned", "raw_signatures",
-    "server_cores", "thread_seconds",
+    "server_cores", "thread_seconds", "wait_until_idle",
 ]  # fmt: skip
 
 _CORES = sorted(os.sched_getaffinity(0))
 _RAW_SECONDS = 0.5
 _SUBJECTS = subjects()
+_LOOKS = 50
+_LOOK_SECONDS = 0.2
+_IDLE = 0.1
+"""Of a core: what background work takes, and a tick of the clock that counts it."""
 
 
 def server_cores(count: int = 1) -> set[int]:
@@ -65,6 +70,21 @@ def family(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float:
     """Return the processor time, of user and system, that a process and its children have taken."""
     return sum(_cpu_seconds(one) for one in family(pid))
+
+
+def wait_until_idle(pid: int) -> None:
+    """Wait until a process and its children have nothing left to do; for some seconds at most.
+
+    What it was asked last may still be under way, and would make whatever is measured on its core slower.
+    """
+    before = cpu_seconds(pid)
+    for _ in range(_LOOKS):
+        time.sleep(_LOOK_SECONDS)
+        now = cpu_seconds(pid)
+        if now - before <= _IDLE * _LOOK_SECONDS:
+            return
+        before = now
+    raise RuntimeError("the server does not come to rest")
 
 
 def thread_seconds(pid: int) -> dict[int, float]:

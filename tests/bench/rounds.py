@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.bench.figures import PER_SECOND, Figure
 from tests.bench.load import Requests, ask
-from tests.bench.machine import cpu_seconds, load_cores, raw_signatures
+from tests.bench.machine import cpu_seconds, load_cores, raw_signatures, wait_until_idle
 
 __all__ = ["CONNECTIONS", "Options", "rounds_of"]
 
@@ -73,6 +73,7 @@ def rounds_of(
 
 
 def _round(requests: Requests, seconds: float, servers: int) -> _Round:
+    wait_until_idle(requests.pid)
     raw = raw_signatures()
     before = cpu_seconds(requests.pid)
     said = ask(

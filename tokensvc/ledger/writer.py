@@ -306,11 +306,14 @@ class LedgerWriter:
         """Let requests that are about to record their rows do so, as long as every turn brings some.
 
         A commit costs as much as signing some tokens, so one for all of them is better for each. Where
-        little is asked for this is one turn of the event loop; and no more than one it is where batches
-        are at work, for most of each turn is theirs.
+        little is asked for this is one turn of the event loop; where batches are at work it is none for
+        those who record a few rows, since most of each turn is the batches'.
         """
         now = self._monotonic()
-        until = now if now - self._batch_at < MOMENT_SECONDS else now + GATHER_SECONDS
+        in_company = now - self._batch_at < MOMENT_SECONDS
+        if in_company and self._queue:
+            return
+        until = now if in_company else now + GATHER_SECONDS
         seen = -1
         while seen < self._waiting < self._max_rows:
             seen = self._waiting
