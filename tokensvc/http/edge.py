@@ -134,7 +134,8 @@ class Edge:
             await answer(scope, receive, send_with_headers)
         finally:
             route = str(scope.get("path_template") or "unmatched")
-            self._note(scope["method"], route, facts)
+            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            self._note(method, route, facts)
             structlog.contextvars.reset_contextvars(**bound)
 
     def begin(
@@ -207,10 +208,7 @@ class Edge:
         facts.code = TokenServiceError.code
         return _problem(TokenServiceError("Something unexpected went wrong."), facts.request_id)
 
-    def _note(
-        self, sent_method: str, route: str, facts: RequestFacts, *, soon: bool = False
-    ) -> None:
-        method = sent_method if sent_method in _METHODS else "OTHER"
+    def _note(self, method: str, route: str, facts: RequestFacts, *, soon: bool = False) -> None:
         self._metrics.request_answered(method, route, facts.status, facts.code)
         if self.audit is not None:
             self.audit.note(method, route, facts)

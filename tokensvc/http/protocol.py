@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Final
 
+import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -41,7 +42,11 @@ _COPIED_BYTES: Final = 65_536
 """Bodies up to here are copied behind their heads, into one write; of megabytes that takes milliseconds."""
 
 _VERSIONS: Final = ("1.1", "1.0")
+_LOOKED_AT: Final = frozenset({b"host", b"expect", b"transfer-encoding"})
 _NOT_HTTP: Final = "This is not an HTTP request."
+
+
+_log = structlog.get_logger(__name__)
 
 
 class _BadHeadError(Exception):
@@ -131,6 +136,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header; what it means is looked at when all are there."""
+        self.headers.append((name.lower(), value))
 
     def _begin_scope(self) -> None:
         # What the short way has no use for is made when it is known that it is not taken.
@@ -227,7 +236,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled():
+            self.give_up()
+        elif (error := task.exception()) is not None:
+            _log.error("answer_failed", exc_info=error)
             self.give_up()
 
     def take(self, answer: Answer, head: bytes) -> None:
@@ -279,9 +291,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             raise _BadHeadError
         hosts = 0
         for name, value in self.headers:
+            if name not in _LOOKED_AT:
+                continue
             if name == b"host":
                 hosts += 1
-            elif name == b"transfer-encoding":
+            elif name == b"expect":
+                self.expect_100_continue = (
+                    self.expect_100_continue or value.lower() == b"100-continue"
+                )
+            else:
                 self._is_chunked = True
                 if version != "1.1" or value.lower().strip() != b"chunked":
                     self._fault = "The only Transfer-Encoding is chunked, in HTTP/1.1."

@@ -108,13 +108,15 @@ class Counted(msgspec.Struct, frozen=True, gc=False):
     def headers(self) -> dict[str, str]:
         """What `rate_limit_headers` tells of `quotas_of` these, at a third of the cost."""
         of, user_tokens = self.of, self.user_tokens
-        left = [_left(limit, bucket.tokens) for limit, bucket in of.shared]
+        left = ""
+        for limit, bucket in of.shared:
+            left += _left(limit, bucket.tokens)
         if of.user is None or user_tokens is None:
             told = of.told
         else:
             told = of.told_with_user
-            left.append(_left(of.user, user_tokens))
-        return {"RateLimit-Policy": told, "RateLimit": ", ".join(left)} if left else {}
+            left += _left(of.user, user_tokens)
+        return {"RateLimit-Policy": told, "RateLimit": left[2:]} if left else {}
 
 
 def quotas_of(counted: Counted) -> tuple[Quota, ...]:
@@ -301,8 +303,9 @@ def _take(of: _CallerLimits, tokens: int) -> None:
 
 
 def _left(limit: _Limit, tokens: float) -> str:
+    """Return what is left of one limit, to stand behind that of another."""
     reset = ceil((limit.burst - tokens) / limit.rate - _NEARLY_NOTHING)
-    return f'"{limit.name}";r={int(tokens + _NEARLY_NOTHING)};t={reset}'
+    return f', "{limit.name}";r={int(tokens + _NEARLY_NOTHING)};t={reset}'
 
 
 _WHOSE: Final = {
