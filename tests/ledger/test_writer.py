@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.ledger.support import NOW, STAGE, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
 from tokensvc.ledger.writer import (
+    ANSWERS_IN_A_ROW,
     BULK_ROWS_IN_COMPANY,
     BULK_ROWS_PER_COMMIT,
     FEW_ROWS,
@@ -325,6 +327,52 @@ async def test_what_waited_too_long_is_refused_though_it_may_be_committed(transa
     with pytest.raises(StoreUnavailableError):
         await slow
     await writer.aclose()
+
+
+class Turns:
+    """A waiter that notes in which turn of the event loop it was told, and what."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.told: list[tuple[int, str]] = []
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _: str | None) -> None:
+        self.told.append((self.now, "recorded"))
+
+    def set_exception(self, error: Exception) -> None:
+        self.told.append((self.now, type(error).__name__))
+
+    async def count(self) -> None:
+        while True:
+            self.now += 1
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("outcome", ["recorded", "failed", "too late"])
+async def test_others_run_while_many_are_told(transactions, age, outcome):
+    writer = make(transactions, age)
+    turns = Turns()
+    count = 3 * ANSWERS_IN_A_ROW + 1
+    for _ in range(count):
+        writer.record_for(turns, row())
+    if outcome == "failed":
+        transactions.fault = StoreUnavailableError("full")
+    elif outcome == "too late":
+        age.seconds = MAX_RECORD_SECONDS + 1
+    counting = asyncio.create_task(turns.count())
+    writer.start()
+    await writer.aclose()
+    counting.cancel()
+    assert len(turns.told) == count
+    told = "recorded" if outcome == "recorded" else "StoreUnavailableError"
+    assert {what for _, what in turns.told} == {told}
+    in_turn = Counter(turn for turn, _ in turns.told)
+    assert max(in_turn.values()) == ANSWERS_IN_A_ROW
+    assert len(in_turn) == 4
+    assert writer.waiting_rows == 0
 
 
 async def test_at_shutdown_what_is_queued_is_committed_and_what_comes_is_refused(transactions, age):

@@ -296,6 +296,8 @@ class LedgerWriter:
                 finally:
                     self._under_way_since = None
                     self._few_under_way = False
+            elif self._queue or self._bulk:
+                await asyncio.sleep(0)  # so many were too late that others are to run first
             elif self._closing:
                 return
             else:
@@ -330,9 +332,9 @@ class LedgerWriter:
         return few + self._take_from(self._bulk, min(left, most))
 
     def _take_from(self, queue: deque[_Entry], at_most: int) -> list[_Entry]:
-        """Take entries of `at_most` rows together, or one of more."""
+        """Take entries of `at_most` rows together, or one of more; none where many were too late."""
         batch: list[_Entry] = []
-        count = 0
+        count = refused = 0
         last = self._monotonic() - MAX_RECORD_SECONDS
         while queue and (not batch or count + len(queue[0].rows) <= at_most):
             entry = queue.popleft()
@@ -340,6 +342,9 @@ class LedgerWriter:
             if entry.answer is not None and entry.answer.done():
                 continue  # its request was cancelled, so its tokens go nowhere
             if entry.queued_at < last and self._too_late(entry):
+                refused += 1
+                if refused == ANSWERS_IN_A_ROW:
+                    break
                 continue
             batch.append(entry)
             count += len(entry.rows)
@@ -351,20 +356,20 @@ class LedgerWriter:
             late = await self._store(batch)
         except StoreRefusedError as error:
             if len(batch) == 1:
-                self._fail(batch, error)
+                await self._fail(batch, error)
                 return
             middle = len(batch) // 2
             await self._commit(batch[:middle])
             await self._commit(batch[middle:])
         except TokenServiceError as error:
             self._failed_at = self._monotonic()
-            self._fail(batch, error)
+            await self._fail(batch, error)
         except Exception as error:  # noqa: BLE001 - the writer must outlive whatever one batch holds
             _log.exception("ledger_commit_failed", rows=_count(batch))
             self._failed_at = self._monotonic()
             failure = StoreUnavailableError("The ledger could not be written.")
             failure.__cause__ = error
-            self._fail(batch, failure)
+            await self._fail(batch, failure)
         else:
             self._failed_at = None
             self._counts["commits"] += 1
@@ -373,6 +378,7 @@ class LedgerWriter:
                 self._answer(entry, late, last)
                 if number % ANSWERS_IN_A_ROW == 0:
                     await asyncio.sleep(0)
+                    last = self._monotonic() - MAX_RECORD_SECONDS
 
     async def _store(self, batch: list[_Entry]) -> dict[Claim, StoredAnswer]:
         names: dict[StageEndpoints, str] = {}
@@ -433,7 +439,7 @@ class LedgerWriter:
         self._counts["refused"] += len(entry.rows)
         return True
 
-    def _fail(self, batch: Sequence[_Entry], error: TokenServiceError) -> None:
+    async def _fail(self, batch: Sequence[_Entry], error: TokenServiceError) -> None:
         lost = sum(len(entry.rows) for entry in batch if entry.answer is None)
         self._counts["lost"] += lost
         self._counts["refused"] += _count(batch) - lost
@@ -445,9 +451,11 @@ class LedgerWriter:
             detail=error.detail,
             **error.context,
         )
-        for entry in batch:
+        for number, entry in enumerate(batch, start=1):
             # Each waiter gets an error of its own: a shared one would gather all their tracebacks.
             entry.refuse(copy.copy(error))
+            if number % ANSWERS_IN_A_ROW == 0:
+                await asyncio.sleep(0)
 
 
 async def _all_of(answers: Sequence[asyncio.Future[str | None] | None]) -> None:
