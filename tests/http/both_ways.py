@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from tests.http.test_server import Listening
 from tokensvc.http.edge import Edge
 
-__all__ = ["BATCH", "MINT", "Seen", "Watcher"]
+__all__ = ["BATCH", "MINT", "Seen", "Watcher", "without_fresh"]
 
 FRESH = {"token", "participantId", "requestId"}
 """What no two answers have in common."""
@@ -97,7 +97,7 @@ class Watcher:
         return Seen(
             status,
             answered,
-            _without_fresh(content),
+            without_fresh(content),
             [
                 {name: value for name, value in json.loads(line).items() if name not in _TIMES}
                 for line in self.log.getvalue().splitlines()
@@ -141,9 +141,9 @@ class Watcher:
 _TIMES = {"ms", "time"}
 
 
-def _without_fresh(content: Any) -> Any:
+def without_fresh(content: Any) -> Any:
     if isinstance(content, list):
-        return [_without_fresh(one) for one in content]
+        return [without_fresh(one) for one in content]
     if not isinstance(content, dict):
         return content
-    return {name: _without_fresh(value) for name, value in content.items() if name not in FRESH}
+    return {name: without_fresh(value) for name, value in content.items() if name not in FRESH}
