@@ -110,12 +110,8 @@ def named(asks: list[Ask], run: bytes) -> list[Ask]:
 
 
 def some(counts: Counter[str]) -> dict[str, float]:
-    """Leave out what is less for those who share: commits, and GetStage and its like."""
-    return {
-        name: count
-        for name, count in counts.items()
-        if count and "commit" not in name and "store_" not in name
-    }
+    """Leave out commits, of which those who share one need less."""
+    return {name: count for name, count in counts.items() if count and "commit" not in name}
 
 
 def requests(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
