@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import ceil
 from pathlib import Path
@@ -212,6 +214,78 @@ async def test_rows_alone_meet_a_full_disk_and_a_lock_as_others_do(tmp_path: Pat
     async with engine.connect() as connection:
         stored = (await connection.execute(select(leases.c.holder))).scalars().all()
     assert stored == ["free"] * 200
+    await transactions.aclose()
+    await engine.dispose()
+
+
+@pytest.fixture
+def may_grow() -> Iterator[Callable[[int], None]]:
+    """Let no file grow beyond so many bytes: a write that would fails, after what still had room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal that comes with it.
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [0, 5_000, 9_000])
+async def test_rows_alone_meet_a_disk_that_fails_and_the_next_are_there(
+    tmp_path: Path, may_grow: Callable[[int], None], more: int
+):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+
+    def insertion(holder: str) -> Insertion:
+        rows = [(f"n{number} of {holder}", holder, 1, 1.0) for number in range(200)]
+        return Insertion(leases, tuple(leases.c.keys()), rows, ("holder", "fence"))
+
+    await transactions.run("test", insertion("first"))
+    # Whole pages of the transaction, and part of one, are in the journal when it fails.
+    may_grow((tmp_path / "a.db-wal").stat().st_size + more)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="disk that holds the database fails"):
+            await transactions.run("test", insertion("failed"))
+    may_grow(2**40)
+    await transactions.run("test", insertion("next"))
+    # Of another connection, so no transaction was left open.
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None, timeout=0)) as other:
+        stored = other.execute("SELECT holder, count(*) FROM leases GROUP BY holder").fetchall()
+        assert stored == [("first", 200), ("next", 200)]
+        other.execute("BEGIN IMMEDIATE")
+        assert other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        other.execute("ROLLBACK")
+    await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_rows_alone_wait_for_another_writer_and_see_what_it_has_written(tmp_path: Path):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
+    await asyncio.to_thread(upgrade, url)
+    engine = open_engine(url)
+    transactions = open_transactions(engine)
+
+    def insertion(name: str) -> Insertion:
+        return Insertion(
+            leases, tuple(leases.c.keys()), [(name, "we", 1, 1.0)], ("holder", "fence")
+        )
+
+    await transactions.run("test", insertion("before"))
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("INSERT INTO leases VALUES ('theirs', 'they', 1, 1.0)")
+        ours, same = [
+            asyncio.create_task(transactions.run("test", insertion(name)))
+            for name in ("ours", "theirs")
+        ]
+        done, _ = await asyncio.wait([ours], timeout=0.05)
+        assert not done
+        other.execute("COMMIT")
+        await ours
+        with pytest.raises(StoreRefusedError):
+            await same
+        names = other.execute("SELECT name FROM leases ORDER BY name").fetchall()
+    assert names == [("before",), ("ours",), ("theirs",)]
     await transactions.aclose()
     await engine.dispose()
 
