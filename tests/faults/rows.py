@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 from sqlalchemy import Engine, event
+from sqlalchemy.pool.base import _ConnectionFairy
 
 from tests.faults.world import World
 from tests.http.held import Held
@@ -23,7 +24,7 @@ from tokensvc.http.issued_watch import STUCK_SECONDS
 from tokensvc.keyring import create_master_key
 from tokensvc.keyring.observer import _SETTLED_SECONDS
 from tokensvc.revocation.bans import MAX_AGE_SECONDS
-from tokensvc.store.transactions import Insertion, _ThreadTransactions
+from tokensvc.store.transactions import _ThreadTransactions
 
 __all__ = ["ROWS", "Row"]
 
@@ -115,7 +116,7 @@ def _impatient(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def database_fails(code: int, *, reads: bool) -> Iterator[None]:
+def database_fails(patch: pytest.MonkeyPatch, code: int, *, reads: bool) -> Iterator[None]:
     """Let statements fail as SQLite fails; with `reads` all of them, else those that write."""
 
     def fail(_cursor: object, statement: str, *_: object) -> None:
@@ -124,34 +125,42 @@ def database_fails(code: int, *, reads: bool) -> Iterator[None]:
             error.sqlite_errorcode = code
             raise error
 
+    class Cursor(sqlite3.Cursor):
+        """What rows of the ledger are inserted by, where that is all of a commit."""
+
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            fail(self, statement)
+            return super().execute(statement, *values)
+
+    cursor = _ConnectionFairy.cursor
+
+    def cursor_that_fails(self: _ConnectionFairy, *given: Any, **named: Any) -> Any:
+        if isinstance(self.dbapi_connection, sqlite3.Connection):
+            return cursor(self, Cursor)
+        return cursor(self, *given, **named)
+
     names = ("do_execute", "do_executemany", "do_execute_no_params")
     for name in names:
         event.listen(Engine, name, fail)
     try:
-        yield
+        with patch.context() as failing:
+            failing.setattr(_ConnectionFairy, "cursor", cursor_that_fails)
+            yield
     finally:
         for name in names:
             event.remove(Engine, name, fail)
 
 
-@contextlib.contextmanager
-def all_by_sqlalchemy(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let rows of the ledger go the way on which statements can be made to fail."""
-    with patch.context() as ordinary:
-        ordinary.setattr(Insertion, "is_done_alone", lambda *_: False)
-        yield
-
-
 @contextlib.asynccontextmanager
 async def store_down(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    with all_by_sqlalchemy(patch), database_fails(sqlite3.SQLITE_IOERR, reads=True):
+    with database_fails(patch, sqlite3.SQLITE_IOERR, reads=True):
         await world.let_pass(MAX_AGE_SECONDS + 1)
         yield
 
 
 @contextlib.asynccontextmanager
 async def store_full(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    with all_by_sqlalchemy(patch), database_fails(sqlite3.SQLITE_FULL, reads=False):
+    with database_fails(patch, sqlite3.SQLITE_FULL, reads=False):
         await world.let_pass(1)
         yield
 
