@@ -18,6 +18,7 @@ from tokensvc.policy.limiter import Counted, Limiter
 from tokensvc.policy.memory import CallerMemory
 from tokensvc.policy.policy import Policy
 from tokensvc.policy.rules import TokenLimits
+from tokensvc.store.many import Pace
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.connection import ConnectionRequest, WantedConnection
@@ -37,18 +38,6 @@ class StageTags(Protocol):
 
     async def tags(self, stage: StageArn) -> Mapping[str, str]:
         """Return the tags; raises StageNotFoundError or another IvsError."""
-        ...
-
-
-class Pace(Protocol):
-    """Keeps long work from holding the event loop."""
-
-    def spent(self) -> bool:
-        """Tell whether it is time to `breathe`."""
-        ...
-
-    async def breathe(self) -> None:
-        """Let others run."""
         ...
 
 

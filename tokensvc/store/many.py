@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Pace(Protocol):
-    """When to let others run; work on many rows breathes between two of them."""
+    """When to let others run; work on many things breathes between two of them."""
 
     def spent(self) -> bool:
         """Tell whether it is time to `breathe`."""
