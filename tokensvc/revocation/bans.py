@@ -143,10 +143,7 @@ class BanList:
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None = None
     ) -> None:
         """Raise BannedError if a ban stands; StoreUnavailableError if the list is missing or too old."""
-        now = self._clock()
-        # A clock that was set back does not make an old list a young one.
-        if self._version is None or abs(now - self._read_at) > self._max_age:
-            raise self._unknown()
+        now = self._now_if_known()
         ban = self.check(stage_arn, user_id, participant_id, now)
         if ban is not None:
             _refuse(ban)
@@ -161,8 +158,7 @@ class BanList:
 
         Where it is false, `admit` says of each. Raises StoreUnavailableError as `admit` does.
         """
-        if self._version is None or abs(self._clock() - self._read_at) > self._max_age:
-            raise self._unknown()
+        self._now_if_known()
         of, nobody, of_stage = self._by_kind, repeat(None), repeat(stage_arn)
         return not (
             (stage_arn, None, None) in of["stage"]
@@ -171,10 +167,15 @@ class BanList:
             or _has_any(of["participant"], zip(nobody, nobody, participant_ids, strict=False))
         )
 
-    def _unknown(self) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            "The bans are not known to be complete.", retry_after=1.0, age=self.age()
-        )
+    def _now_if_known(self) -> float:
+        """Return the time; raises StoreUnavailableError if the list is missing or too old."""
+        now = self._clock()
+        # A clock that was set back does not make an old list a young one.
+        if self._version is None or abs(now - self._read_at) > self._max_age:
+            raise StoreUnavailableError(
+                "The bans are not known to be complete.", retry_after=1.0, age=self.age()
+            )
+        return now
 
     def apply(self, bans: Iterable[Ban]) -> None:
         """Take over bans as they are stored now: what the answer to a ban waits for."""
