@@ -74,38 +74,8 @@ def signed_here(
     payload = participant_payload(
         request, endpoints, participant_id=participant_id, iat=iat, exp=exp
     )
-    user_id, arn = request.user_id, key.arn
-    token = IssuedToken(
-        token=key.mint_payload(payload),
-        participant_id=participant_id,
-        user_id=user_id,
-        attributes=request.attributes,
-        capabilities=request.capabilities,
-        duration=request.duration,
-        expiration_time=_moment(exp),
-        issuer="local",
-        key_arn=arn,
-        exchangeable=True,
-    )
-    stage = request.stage
-    # In the order of its fields: naming them takes twice as long.
-    row = LedgerRow._make(
-        (
-            participant_id,
-            PARTICIPANT,
-            stage.text,
-            stage.region,
-            user_id,
-            key.key_id,
-            arn,
-            caller_id,
-            "local",
-            iat,
-            exp,
-            endpoints,
-        )
-    )
-    return Draft(token, row)
+    drafts = _drafts(request, endpoints, iat, exp, key, caller_id)
+    return drafts(key.mint_payload(payload), participant_id, request.attributes, request.user_id)
 
 
 def signs_here(
@@ -124,13 +94,35 @@ def signs_here(
     """
     beginning, left = beginning_of_payloads(like, endpoints, iat=iat, exp=exp)
     mint = key.mints_after(beginning)
-    capabilities, duration, moment = like.capabilities, like.duration, _moment(exp)
-    stage_arn, region, key_id, key_arn = like.stage.text, like.stage.region, key.key_id, key.arn
+    drafts = _drafts(like, endpoints, iat, exp, key, caller_id)
 
     def sign(request: TokenRequest) -> Draft:
         user_id, attributes, participant_id = request.user_id, request.attributes, new_id()
         text = mint(rest_of_payload(left, participant_id, attributes, user_id))
-        # Here too in the order of fields.
+        return drafts(text, participant_id, attributes, user_id)
+
+    return sign
+
+
+def _drafts(
+    like: TokenRequest,
+    endpoints: StageEndpoints,
+    iat: int,
+    exp: int,
+    key: SigningKey,
+    caller_id: str | None,
+) -> Callable[[str, str, Mapping[str, str], str | None], Draft]:
+    """Return what puts a token that `key` has signed together with its row.
+
+    It is given the token, its participant's id, the attributes and the user; all else is that of `like`.
+    """
+    capabilities, duration, moment = like.capabilities, like.duration, _moment(exp)
+    stage_arn, region, key_id, key_arn = like.stage.text, like.stage.region, key.key_id, key.arn
+
+    def draft(
+        text: str, participant_id: str, attributes: Mapping[str, str], user_id: str | None
+    ) -> Draft:
+        # Both in the order of their fields: naming them takes twice as long.
         token = IssuedToken(
             text,
             participant_id,
@@ -161,7 +153,7 @@ def signs_here(
         )
         return Draft(token, row)
 
-    return sign
+    return draft
 
 
 def made_by_ivs(request: TokenRequest, made: IvsToken, now: int, caller_id: str | None) -> Draft:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from tokensvc.signing.keys import fingerprint
 from tokensvc.signing.signer import Backend, SecretHolder, Signer
 from tokensvc.tokens.arn import PublicKeyArn
-from tokensvc.tokens.jws import base64url, compact, header_segment, payload_segment
+from tokensvc.tokens.jws import compact, header_segment, payload_segment
 
 __all__ = ["SigningKey"]
 
@@ -98,7 +98,6 @@ class SigningKey(SecretHolder):
         finish = self._signer.after(beginning)
 
         def mint(rest: bytes) -> str:
-            # `compact`, without the call.
-            return (beginning + rest + b"." + base64url(finish(rest))).decode("ascii")
+            return compact(beginning, rest, finish(rest))
 
         return mint

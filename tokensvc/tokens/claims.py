@@ -77,9 +77,9 @@ def participant_payload(
     A capability that was not asked for is left out rather than set to false, as the guide does for
     subscribe-only participants. Raises UnicodeEncodeError for a lone surrogate.
     """
-    encoded, rest = _shared_part(request.stage, endpoints, request.capabilities)
-    own = _OwnClaims(exp, iat, participant_id, request.attributes, request.user_id)
-    return encoded + base64url(rest + ascii_json(own)[1:])
+    encoded, left = _shared_part(request.stage, endpoints, request.capabilities)
+    left += _times(iat, exp)
+    return encoded + rest_of_payload(left, participant_id, request.attributes, request.user_id)
 
 
 def beginning_of_payloads(
@@ -90,28 +90,23 @@ def beginning_of_payloads(
     That is what is encoded already, and the bytes that `rest_of_payload` encodes with the rest.
     """
     encoded, left = _shared_part(request.stage, endpoints, request.capabilities)
-    text = left + b'"exp":%d,"iat":%d,' % (exp, iat)
-    whole = len(text) - len(text) % _BASE64_BLOCK
-    return encoded + base64url(text[:whole]), text[whole:]
+    more, left = _encode_whole(left + _times(iat, exp))
+    return encoded + more, left
 
 
 def rest_of_payload(
     left: bytes, participant_id: str, attributes: Mapping[str, str], user_id: str | None
 ) -> bytes:
     """Return the rest of a payload that begins so; with it, it is what `participant_payload` returns."""
-    own = _LastClaims(participant_id, attributes, user_id)
+    own = _OwnClaims(participant_id, attributes, user_id)
     return base64url(left + ascii_json(own)[1:])
 
 
-class _LastClaims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    jti: str
-    attributes: Mapping[str, str]
-    user_id: str | None = None
+def _times(iat: int, exp: int) -> bytes:
+    return b'"exp":%d,"iat":%d,' % (exp, iat)
 
 
 class _OwnClaims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    exp: int
-    iat: int
     jti: str
     attributes: Mapping[str, str]
     user_id: str | None = None
@@ -130,7 +125,11 @@ def _shared_part(
         "capabilities": {_CAPABILITY_CLAIMS[name]: True for name in capabilities},
         "version": TOKEN_VERSION,
     }
-    text = ascii_json(shared)[:-1] + b","
+    return _encode_whole(ascii_json(shared)[:-1] + b",")
+
+
+def _encode_whole(text: bytes) -> tuple[bytes, bytes]:
+    """Encode as much of `text` as base64 does without what follows; return the rest as it is."""
     whole = len(text) - len(text) % _BASE64_BLOCK
     return base64url(text[:whole]), text[whole:]
 
