@@ -204,7 +204,7 @@ class Edge:
             return self._failed(facts)
 
     def _failed(self, facts: RequestFacts) -> Answer:
-        self._access.exception("answer_failed")
+        self.failed(facts)
         facts.code = TokenServiceError.code
         return _problem(TokenServiceError("Something unexpected went wrong."), facts.request_id)
 

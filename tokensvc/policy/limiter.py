@@ -161,9 +161,7 @@ class Limiter:
         `limits` are the caller's, `overall` those of all callers. Raises RateLimitedError, and then
         nothing was taken.
         """
-        of = self._callers.get(caller)
-        if of is None or of.limits is not limits or of.overall is not overall:
-            of = self._put_together(caller, limits, overall, of)
+        of = self._limits_of(caller, limits, overall)
         now = self._now()
         wait = 0.0
         worst: _Limit | None = None
@@ -208,9 +206,7 @@ class Limiter:
 
         Returns what the last was counted in, and which were refused: `count` one after the other.
         """
-        of = self._callers.get(caller)
-        if of is None or of.limits is not limits or of.overall is not overall:
-            of = self._put_together(caller, limits, overall, of)
+        of = self._limits_of(caller, limits, overall)
         now = self._now()
         refused: dict[int, RateLimitedError] = {}
         last: Counted | None = None
@@ -255,6 +251,12 @@ class Limiter:
             return self._last
         self._last = now
         return now
+
+    def _limits_of(self, caller: str, limits: TokenLimits, overall: TokenLimits) -> _CallerLimits:
+        of = self._callers.get(caller)
+        if of is None or of.limits is not limits or of.overall is not overall:
+            of = self._put_together(caller, limits, overall, of)
+        return of
 
     def _put_together(
         self,
