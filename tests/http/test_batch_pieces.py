@@ -73,6 +73,18 @@ def one_by_one(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(token_routes, "_PIECE", 1)
 
 
+async def see_both(watcher: Watcher, body: bytes) -> Seen:
+    """Send a batch whose items are taken together, and one by one; both are answered the same."""
+    # What is looked up once is looked up by neither of the two.
+    await see(watcher, body)
+    together = await see(watcher, body)
+    with pytest.MonkeyPatch.context() as patched:
+        one_by_one(patched)
+        alone = await see(watcher, body)
+    assert together == alone
+    return together
+
+
 ITEMS = st.one_of(
     # Nearly all items of a batch are like this one.
     st.builds(
@@ -122,13 +134,7 @@ async def test_pieces_are_answered_as_one_by_one(
 ):
     items = [item for group in groups for item in group]
     body = json.dumps({"defaults": {"stageArn": stage_arn(), **defaults}, "tokens": items}).encode()
-    # What is looked up once is looked up by neither of the two.
-    await see(watcher, body)
-    together = await see(watcher, body)
-    with pytest.MonkeyPatch.context() as patched:
-        one_by_one(patched)
-        alone = await see(watcher, body)
-    assert together == alone
+    together = await see_both(watcher, body)
     assert together.status == 200
     assert together.audited
 
@@ -139,12 +145,7 @@ async def test_of_many_alike_the_same_are_refused(watcher: Watcher):
     body = json.dumps(
         {"defaults": {"stageArn": stage_arn()}, "tokens": [{"userId": user} for user in users]}
     ).encode()
-    await see(watcher, body)
-    together = await see(watcher, body)
-    with pytest.MonkeyPatch.context() as patched:
-        one_by_one(patched)
-        alone = await see(watcher, body)
-    assert together == alone
+    together = await see_both(watcher, body)
     codes = [item.get("problem", {}).get("code", "") for item in together.body["tokens"]]
     assert codes[7] == "banned"
     assert codes[22:25] == ["rate_limited"] * 3

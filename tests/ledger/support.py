@@ -1,10 +1,15 @@
-"""Rows for the ledger's tests."""
+"""Rows and a writer for the ledger's tests."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
-from tokensvc.ledger import LedgerRow
+from sqlalchemy import Connection
+
+from tokensvc.ledger import LedgerRow, LedgerWriter
 from tokensvc.tokens.claims import StageEndpoints
 
 NOW = 1_800_000_000
@@ -33,3 +38,38 @@ def row(token_id: str | None = None, **changes: object) -> LedgerRow:
         endpoints=ENDPOINTS,
     )
     return made._replace(**changes)  # type: ignore[arg-type]
+
+
+class Transactions:
+    """Commits when the test says so; `rows` are what each commit took."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+        self.fault: Exception | None = None
+        self.faulty: set[int] | None = None
+        """Which operations meet the fault, from 1 on; None: all."""
+        self.open = asyncio.Event()
+        self.open.set()
+        self.begun = asyncio.Event()
+
+    async def run(self, operation: str, work: Callable[[Connection], Any]) -> Any:
+        self.operations += 1
+        number = self.operations
+        self.begun.set()
+        await self.open.wait()
+        if self.fault is not None and (self.faulty is None or number in self.faulty):
+            raise self.fault
+        return {}
+
+    async def aclose(self) -> None: ...
+
+
+class Age:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def make(transactions: Any, age: Age, **options: Any) -> LedgerWriter:
+    return LedgerWriter(transactions, clock=lambda: NOW, monotonic=age, **options)

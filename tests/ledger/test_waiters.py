@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from tests.ledger.support import row
-from tests.ledger.test_writer import Age, Transactions, make
+from tests.ledger.support import Age, Transactions, make, row
 from tokensvc.errors import LedgerBusyError, StoreRefusedError, StoreUnavailableError
 from tokensvc.ledger import LedgerRow, LedgerWriter
 from tokensvc.ledger.writer import MAX_RECORD_SECONDS, SHED_AFTER_SECONDS
@@ -50,16 +49,6 @@ class Picky(Transactions):
             raise StoreRefusedError("A value cannot be stored.")
         await super().run(operation, work)
         self.stored += [values[0] for values in work.rows]
-
-
-@pytest.fixture
-def transactions() -> Transactions:
-    return Transactions()
-
-
-@pytest.fixture
-def age() -> Age:
-    return Age()
 
 
 def told_once(waiting: Waiting, kind: type[Exception]) -> Exception:

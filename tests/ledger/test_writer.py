@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.ledger.support import NOW, STAGE, row
+from tests.ledger.support import NOW, STAGE, make, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
-from tokensvc.ledger import Claim, Ledger, LedgerWriter, idempotency_ref
+from tokensvc.ledger import Claim, Ledger, idempotency_ref
 from tokensvc.ledger.writer import (
     ANSWERS_IN_A_ROW,
     BULK_ROWS_IN_COMPANY,
@@ -28,51 +28,6 @@ from tokensvc.ledger.writer import (
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
 from tokensvc.tokens.limits import MAX_CONNECTION_TTL_SECONDS
-
-
-class Transactions:
-    """Commits when the test says so; `rows` are what each commit took."""
-
-    def __init__(self) -> None:
-        self.operations = 0
-        self.fault: Exception | None = None
-        self.faulty: set[int] | None = None
-        """Which operations meet the fault, from 1 on; None: all."""
-        self.open = asyncio.Event()
-        self.open.set()
-        self.begun = asyncio.Event()
-
-    async def run(self, operation: str, work: Callable[[Connection], Any]) -> Any:
-        self.operations += 1
-        number = self.operations
-        self.begun.set()
-        await self.open.wait()
-        if self.fault is not None and (self.faulty is None or number in self.faulty):
-            raise self.fault
-        return {}
-
-    async def aclose(self) -> None: ...
-
-
-class Age:
-    seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-@pytest.fixture
-def transactions() -> Transactions:
-    return Transactions()
-
-
-@pytest.fixture
-def age() -> Age:
-    return Age()
-
-
-def make(transactions: Any, age: Age, **options: Any) -> LedgerWriter:
-    return LedgerWriter(transactions, clock=lambda: NOW, monotonic=age, **options)
 
 
 async def test_what_arrives_during_a_commit_is_the_next_commit(transactions, age):
