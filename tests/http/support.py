@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,19 +156,36 @@ class FakeIvs:
         )
 
 
+_LOOP: ContextVar[asyncio.Task[Any] | None] = ContextVar("_LOOP", default=None)
+"""The task that slept first of those that were begun one by another: a background loop."""
+
+
 class Sleeper:
     """Stands in for `asyncio.sleep`: background work waits until a test wakes it."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self._loops: dict[asyncio.Future[None], asyncio.Task[Any]] = {}
+        self._woken: set[asyncio.Task[Any]] = set()
         self._wanted = 0
         self._rested = asyncio.Event()
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        # Not `async`: a loop may let a task of its own do the waiting, and its tasks may sleep for it.
+        loop = _LOOP.get() or asyncio.current_task()
+        assert loop is not None
+        _LOOP.set(loop)
+        return self._sleep(seconds, loop)
+
+    async def _sleep(self, seconds: float, loop: asyncio.Task[Any]) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((seconds, future))
+        self._loops[future] = loop
         self._note()
-        await future
+        try:
+            await future
+        finally:
+            del self._loops[future]
 
     async def wake(self, seconds: float | None = None) -> None:
         """Wake all that wait (or wait so long), and let them come to rest again."""
@@ -176,6 +194,7 @@ class Sleeper:
         for _, future in due:
             if not future.done():
                 future.set_result(None)
+                self._await(self._loops[future])
         await self.settled(len(self.waiting) + len(due))
 
     async def wake_copies(self) -> None:
@@ -191,16 +210,24 @@ class Sleeper:
                 future.set_result(None)
 
     async def settled(self, sleepers: int) -> None:
-        """Wait until so many sleep."""
+        """Wait until so many sleep, those that `wake` has woken among them: others may lie down first."""
         self._wanted = sleepers
         self._rested.clear()
         self._note()
         await self._rested.wait()
 
+    def _await(self, loop: asyncio.Task[Any]) -> None:
+        if not loop.done():
+            self._woken.add(loop)
+            # One that ends sleeps no more.
+            loop.add_done_callback(lambda _: self._note())
+
     def _note(self) -> None:
         # A worker that was woken otherwise gives its sleep up.
         self.waiting = [entry for entry in self.waiting if not entry[1].done()]
-        if len(self.waiting) >= self._wanted:
+        asleep = {self._loops[future] for _, future in self.waiting}
+        self._woken = {loop for loop in self._woken if loop not in asleep and not loop.done()}
+        if len(self.waiting) >= self._wanted and not self._woken:
             self._rested.set()
 
 

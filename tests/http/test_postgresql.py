@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,11 +33,10 @@ REFUSED_SECONDS = 0.1
 class NoPolls(Sleeper):
     """No poll's time ever comes, so what is known in spite of that was heard."""
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         if seconds < REFUSED_SECONDS:
-            await asyncio.sleep(seconds)
-        else:
-            await super().sleep(seconds)
+            return asyncio.sleep(seconds)
+        return super().sleep(seconds)
 
 
 @pytest.fixture
