@@ -23,7 +23,6 @@ from tokensvc.errors import (
 from tokensvc.issuing.issued import IssuedToken
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.issuing.slices import (
-    PAUSE_SECONDS,
     SHORT_SLICE_SECONDS,
     SLICE_SECONDS,
     LoopSlices,
@@ -155,21 +154,15 @@ class Company:
     """Somebody who asks for single tokens."""
 
     def __init__(self) -> None:
-        self.is_waiting = self.was_here = False
-        self.told = 0
+        self.was_here = False
+        self.rests = 0
 
-    def batch_works(self) -> None:
-        self.told += 1
+    async def rest(self) -> None:
+        self.rests += 1
 
 
-async def test_slices_are_short_and_apart_where_somebody_waits(monkeypatch: Any) -> None:
+async def test_slices_are_short_and_apart_where_somebody_asks_for_single_tokens() -> None:
     now = 0.0
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    monkeypatch.setattr("tokensvc.issuing.slices.asyncio.sleep", sleep)
     company = Company()
     slices = LoopSlices(lambda: now, company)
     now += SHORT_SLICE_SECONDS
@@ -178,12 +171,11 @@ async def test_slices_are_short_and_apart_where_somebody_waits(monkeypatch: Any)
     assert slices.spent()
     company.was_here = True
     await slices.breathe()
+    assert not slices.spent()
     now += SHORT_SLICE_SECONDS
     assert slices.spent()
-    company.is_waiting = True
     await slices.breathe()
-    assert pauses == [0, PAUSE_SECONDS]
-    assert company.told == 3
+    assert company.rests == 2
 
 
 async def test_an_empty_batch_has_an_empty_answer(world: Any, issuer: TokenIssuer) -> None:

@@ -16,14 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.ledger.support import NOW, STAGE, make, row
 from tokensvc.errors import LedgerBusyError, StoreUnavailableError
 from tokensvc.ledger import Claim, Ledger, idempotency_ref
+from tokensvc.ledger.company import MOMENT_SECONDS
 from tokensvc.ledger.writer import (
     ANSWERS_IN_A_ROW,
+    BULK_ROWS,
     BULK_ROWS_IN_COMPANY,
     BULK_ROWS_PER_COMMIT,
     FEW_ROWS,
     GATHER_SECONDS,
     MAX_RECORD_SECONDS,
-    MOMENT_SECONDS,
 )
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.transactions import open_transactions
@@ -83,25 +84,29 @@ async def test_a_commit_takes_no_more_rows_than_its_bound_and_no_request_is_spli
     await writer.aclose()
 
 
+@pytest.mark.parametrize(
+    ("somebody_was_here", "piece"), [(True, BULK_ROWS_IN_COMPANY), (False, BULK_ROWS)]
+)
 async def test_a_large_batch_is_recorded_in_pieces_beside_those_who_come_one_by_one(
-    transactions, age
+    transactions, age, somebody_was_here, piece
 ):
     writer = make(transactions, age)
-    rows = [row() for _ in range(1000)]
-    batch = asyncio.create_task(writer.record(rows))
+    requests = [[row()], [row() for _ in range(1000)]]
+    if not somebody_was_here:
+        requests.reverse()
+    waiting = [asyncio.create_task(writer.record(rows)) for rows in requests]
     await asyncio.sleep(0)
-    assert writer.waiting_rows == 1000
-    one = asyncio.create_task(writer.record([row()]))
-    await asyncio.sleep(0)
+    one, batch = waiting if somebody_was_here else reversed(waiting)
+    assert writer.waiting_rows == 1001
     transactions.open.clear()
     writer.start()
     await transactions.begun.wait()
     transactions.open.set()
     assert await one is None
-    assert writer.counts()["committed"] <= 1 + 2 * BULK_ROWS_IN_COMPANY
+    assert writer.counts()["committed"] <= 1 + 2 * piece
     assert not batch.done()
     assert await batch is None
-    commits = 1000 // BULK_ROWS_IN_COMPANY
+    commits = 1000 // piece
     assert writer.counts() == {"committed": 1001, "commits": commits, "refused": 0, "lost": 0}
     await writer.aclose()
 
@@ -118,43 +123,24 @@ async def test_batches_among_themselves_share_large_commits(transactions, age):
 
 async def test_it_is_known_who_waits_and_who_was_here_a_moment_ago(transactions, age):
     writer = make(transactions, age)
+    company = writer.company
     age.seconds = 100.0
     writer.start()
     await writer.record([row()] * (FEW_ROWS + 1))
-    assert not writer.is_waiting
-    assert not writer.was_here
+    assert not company.is_waiting
+    assert not company.was_here
     transactions.open.clear()
     transactions.begun.clear()
     one = asyncio.create_task(writer.record([row()]))
     await transactions.begun.wait()
-    assert writer.is_waiting
-    assert writer.was_here
+    assert company.is_waiting
+    assert company.was_here
     transactions.open.set()
     await one
-    assert not writer.is_waiting
-    assert writer.was_here
+    assert not company.is_waiting
+    assert company.was_here
     age.seconds += 2 * MOMENT_SECONDS
-    assert not writer.was_here
-    await writer.aclose()
-
-
-async def test_beside_a_batch_a_commit_waits_for_one_turn(transactions, age):
-    writer = make(transactions, age)
-    age.seconds = 100.0
-    writer.start()
-
-    async def after(turns: int) -> None:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await writer.record([row()])
-
-    writer.batch_works()
-    await asyncio.gather(*(after(turns) for turns in range(10)))
-    assert writer.counts()["commits"] > 2
-    age.seconds += 2 * MOMENT_SECONDS
-    before = writer.counts()["commits"]
-    await asyncio.gather(*(after(turns) for turns in range(10)))
-    assert writer.counts()["commits"] == before + 1
+    assert not company.was_here
     await writer.aclose()
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import queue
 import sqlite3
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,7 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from tokensvc.store import open_engine, upgrade
-from tokensvc.store.checkpoints import BACKSTOP_PAGES, RESTART_PAGES, Checkpointer
+from tokensvc.store.checkpoints import BACKSTOP_PAGES, NICE, RESTART_PAGES, Checkpointer
 from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.transactions import open_transactions
 
@@ -113,6 +116,57 @@ async def test_every_commit_has_its_journal_copied_by_another_thread(
         assert await asyncio.to_thread(copied.get, timeout=60) != writer
     await transactions.aclose()
     assert copied.empty()
+    await engine.dispose()
+
+
+async def test_copying_gives_way_to_the_other_threads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(
+        Checkpointer,
+        "copy",
+        lambda _: found.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())),
+    )
+    eager = partial(Checkpointer, interval=0.0)
+    monkeypatch.setattr("tokensvc.store.transactions.Checkpointer", eager)
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    transactions = open_transactions(engine)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    writers = await transactions.run(
+        "fill", lambda _: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    )
+    copier = max(own, NICE) if sys.platform == "linux" else own
+    assert await asyncio.to_thread(found.get, timeout=60) == copier
+    assert writers == own == os.getpriority(os.PRIO_PROCESS, 0)
+    await transactions.aclose()
+    await engine.dispose()
+
+
+async def test_a_system_that_lets_no_thread_give_way_is_told_of_and_all_is_copied(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(Checkpointer, "copy", lambda _: copied.put(1))
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("tokensvc.store.checkpoints.sys.platform", "linux")
+    monkeypatch.setattr("tokensvc.store.checkpoints.os.setpriority", refuse)
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    sut = Checkpointer(open_writer_engine(engine), lambda _: None, interval=0.0)
+    with capture_logs() as logs:
+        sut.note_commit()
+        await asyncio.to_thread(copied.get, timeout=60)
+    assert logs == [
+        {
+            "event": "checkpoints_at_full_priority",
+            "reason": "Operation not permitted",
+            "log_level": "info",
+        }
+    ]
+    sut.close()
     await engine.dispose()
 
 

@@ -323,7 +323,7 @@ def _service(
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         cut_batch=batch_decoder(settings.max_batch),
-        new_slices=lambda: LoopSlices(company=parts.writer),
+        new_slices=lambda: LoopSlices(company=parts.writer.company),
     )
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ from tokensvc.errors import (
     StoreUnavailableError,
     TokenServiceError,
 )
+from tokensvc.ledger.company import Company
 from tokensvc.ledger.idempotency import Claim, StoredAnswer, claim_all
 from tokensvc.ledger.row import LedgerRow, endpoints_id
 from tokensvc.store.tables import issued_tokens, stage_endpoints
@@ -70,11 +70,9 @@ BULK_ROWS: Final = 100
 """A batch of more is recorded in pieces of this, unless one claim is for all of it."""
 
 BULK_ROWS_PER_COMMIT: Final = 500
-BULK_ROWS_IN_COMPANY: Final = 100
-"""Of batches, where somebody records a few rows: a longer commit is one that they would wait for."""
-
-MOMENT_SECONDS: Final = 0.1
-"""Who came so lately may come again any moment, or another one."""
+BULK_ROWS_IN_COMPANY: Final = 25
+"""Of batches, and of a piece of one, where somebody records a few rows: a longer commit is one that they
+would wait for."""
 
 GATHER_SECONDS: Final = 0.005
 """A commit waits no longer than this for more rows; as much as it takes itself on a good disk."""
@@ -143,6 +141,7 @@ class LedgerWriter:
         self._max_waiting = max_waiting_rows
         self._max_rows = max_rows_per_commit
         self._monotonic = monotonic
+        self.company = Company(monotonic)
         self._queue: deque[_Entry] = deque()
         self._bulk: deque[_Entry] = deque()
         self._waiting = 0
@@ -151,9 +150,6 @@ class LedgerWriter:
         self._task: asyncio.Task[None] | None = None
         self._stored_endpoints: LRUCache[str, bool] = LRUCache(maxsize=10_000)
         self._under_way_since: float | None = None
-        self._few_under_way = False
-        self._few_at = -math.inf
-        self._batch_at = -math.inf
         self._failed_at: float | None = None
         self._counts = {"committed": 0, "commits": 0, "refused": 0, "lost": 0}
 
@@ -161,20 +157,6 @@ class LedgerWriter:
     def waiting_rows(self) -> int:
         """Rows that no commit has taken yet."""
         return self._waiting
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether anybody who records a few rows waits for a commit."""
-        return bool(self._queue) or self._few_under_way
-
-    @property
-    def was_here(self) -> bool:
-        """Whether anybody has recorded a few rows a moment ago."""
-        return self._monotonic() - self._few_at < MOMENT_SECONDS
-
-    def batch_works(self) -> None:
-        """Take note that a batch is at work on the event loop."""
-        self._batch_at = self._monotonic()
 
     def counts(self) -> Mapping[str, int]:
         """Return totals: rows `committed`, `refused` (their requests failed) and `lost`; `commits`."""
@@ -224,13 +206,14 @@ class LedgerWriter:
         returned: answer that instead.
 
         Raises LedgerBusyError (`retry_after` seconds), StoreUnavailableError, StoreRefusedError and
-        IdempotencyConflictError; then no token must be handed out. Of more than BULK_ROWS without a
-        claim some may be recorded then; otherwise none is.
+        IdempotencyConflictError; then no token must be handed out. Of more than
+        BULK_ROWS_IN_COMPANY without a claim some may be recorded then; otherwise none is.
         """
         count = len(rows)
         now = self._room_for(count)
-        if count > BULK_ROWS and claim is None:
-            pieces = [rows[start : start + BULK_ROWS] for start in range(0, count, BULK_ROWS)]
+        size = BULK_ROWS_IN_COMPANY if self.company.was_here else BULK_ROWS
+        if count > size and claim is None:
+            pieces = [rows[start : start + size] for start in range(0, count, size)]
             await _all_of([self._promise(piece, None, now) for piece in pieces])
             return None
         answer = self._promise(rows, claim, now)
@@ -277,7 +260,8 @@ class LedgerWriter:
     ) -> None:
         count = len(rows)
         if count <= FEW_ROWS:
-            queue, self._few_at = self._queue, now
+            queue = self._queue
+            self.company.came(now)
         else:
             queue = self._bulk
         queue.append(_Entry(rows, claim, answer, now))
@@ -295,8 +279,11 @@ class LedgerWriter:
                     await self._commit(batch)
                 finally:
                     self._under_way_since = None
-                    self._few_under_way = False
-            elif self._queue or self._bulk:
+            if not self._queue:
+                self.company.is_served()
+            if batch:
+                continue
+            if self._queue or self._bulk:
                 await asyncio.sleep(0)  # so many were too late that others are to run first
             elif self._closing:
                 return
@@ -308,14 +295,9 @@ class LedgerWriter:
         """Let requests that are about to record their rows do so, as long as every turn brings some.
 
         A commit costs as much as signing some tokens, so one for all of them is better for each. Where
-        little is asked for this is one turn of the event loop; where batches are at work it is none for
-        those who record a few rows, since most of each turn is the batches'.
+        little is asked for this is one turn of the event loop.
         """
-        now = self._monotonic()
-        in_company = now - self._batch_at < MOMENT_SECONDS
-        if in_company and self._queue:
-            return
-        until = now if in_company else now + GATHER_SECONDS
+        until = self._monotonic() + GATHER_SECONDS
         seen = -1
         while seen < self._waiting < self._max_rows:
             seen = self._waiting
@@ -326,9 +308,8 @@ class LedgerWriter:
     def _take(self) -> list[_Entry]:
         # Batches have their part of every commit, however many come one by one.
         few = self._take_from(self._queue, self._max_rows)
-        self._few_under_way = bool(few)
         left = self._max_rows - _count(few)
-        most = BULK_ROWS_IN_COMPANY if self.was_here else BULK_ROWS_PER_COMMIT
+        most = BULK_ROWS_IN_COMPANY if self.company.was_here else BULK_ROWS_PER_COMMIT
         return few + self._take_from(self._bulk, min(left, most))
 
     def _take_from(self, queue: deque[_Entry], at_most: int) -> list[_Entry]:
