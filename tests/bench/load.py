@@ -7,9 +7,11 @@ counts from when the request was due (see pace.c).
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +20,7 @@ from typing import Any
 
 from tests.bench.machine import pinned
 
-__all__ = ["CACHE", "Requests", "always_asking", "ask", "pace"]
+__all__ = ["CACHE", "Requests", "always_asking", "ask", "asking_every_second", "pace"]
 
 CACHE = Path(__file__).parents[2] / ".bench"
 """What the bench builds and installs; git ignores it."""
@@ -87,13 +89,39 @@ def ask(
 @contextmanager
 def always_asking(
     requests: Requests, *, cores: set[int], connections: int, seconds: float
-) -> Iterator[None]:
-    """Let wrk ask beside the body, for `seconds`, which should be as long as the body takes."""
+) -> Iterator[dict[str, float]]:
+    """Let wrk ask beside the body, for `seconds`, which should be as long as the body takes.
+
+    What it says is in the dict when the body is left.
+    """
     process = _start_wrk(requests, cores=cores, seconds=seconds, connections=connections)
+    said: dict[str, float] = {}
     try:
-        yield
+        yield said
     finally:
-        _told(process, seconds)
+        said.update(_told(process, seconds))
+
+
+@contextmanager
+def asking_every_second(
+    requests: Requests, *, cores: set[int], connections: int, seconds: float
+) -> Iterator[dict[str, float]]:
+    """Let one request be sent each second beside the body, as `always_asking` does."""
+    said: dict[str, float] = {}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(
+            pace,
+            requests,
+            cores=cores,
+            rate=1.0,
+            seconds=seconds,
+            connections=connections,
+            warm_up=0.0,
+            seed=random.randrange(1, 1000),
+            even=True,
+        )
+        yield said
+        said.update(asking.result())
 
 
 def pace(
@@ -105,12 +133,14 @@ def pace(
     connections: int = 256,
     warm_up: float = 1.0,
     seed: int = 1,
+    even: bool = False,
 ) -> Mapping[str, float]:
-    """Ask `rate` times a second, at random moments (Poisson); returns what pace.c says.
+    """Ask `rate` times a second, at random moments (Poisson) or evenly; returns what pace.c says.
 
     Raises RuntimeError where a request was not answered 2xx.
     """
-    arguments = (requests.port, connections, rate, seconds, warm_up, seed)
+    moments = "even" if even else "poisson"
+    arguments = (requests.port, connections, rate, seconds, warm_up, seed, moments)
     done = subprocess.run(
         [*pinned(cores), str(_pace_program()), *map(str, arguments)],
         input=requests.template(),

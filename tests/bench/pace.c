@@ -2,10 +2,10 @@
  *
  * wrk sends the next request when the last was answered, so a server that stalls is asked less and looks
  * well. Here the moments at which requests are to be sent are drawn beforehand (a Poisson process of the
- * given rate), and the latency of a request counts from that moment, also where it then had to wait for a
- * free connection.
+ * given rate, or with `even` one every 1 / RATE seconds), and the latency of a request counts from that
+ * moment, also where it then had to wait for a free connection.
  *
- *     pace PORT CONNECTIONS RATE SECONDS WARM_UP_SECONDS SEED < request
+ *     pace PORT CONNECTIONS RATE SECONDS WARM_UP_SECONDS SEED poisson|even < request
  *
  * Standard input is a whole HTTP/1.1 request for 127.0.0.1; each run of twelve # in it becomes a number
  * that no other has. One line of JSON on standard output tells what came of it; requests of the warm-up are
@@ -148,7 +148,8 @@ static double percentile(const double *sorted, size_t count, double share) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 7) errno = 0, die("pace PORT CONNECTIONS RATE SECONDS WARM_UP_SECONDS SEED < request");
+  if (argc != 8)
+    errno = 0, die("pace PORT CONNECTIONS RATE SECONDS WARM_UP_SECONDS SEED poisson|even < request");
   int port = atoi(argv[1]);
   size_t connections = (size_t)atoi(argv[2]);
   double rate = atof(argv[3]), seconds = atof(argv[4]), warm_up = atof(argv[5]);
@@ -173,8 +174,10 @@ int main(int argc, char **argv) {
   }
 
   double start = now() + 0.05;
-  for (double at = 0; (at -= log(uniform()) / rate) < warm_up + seconds && total < room; total++) {
-    due[total] = start + at;
+  int even = !strcmp(argv[7], "even");
+  double at = even ? (uniform() - 1) / rate : 0;
+  while ((at += (even ? 1 : -log(uniform())) / rate) < warm_up + seconds && total < room) {
+    due[total++] = start + at;
     if (at < warm_up) first++;
   }
   size_t asked = 0, answered = 0, counted = 0, waited = 0, punctual = 0, bad = 0;

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from statistics import median, quantiles
 
 from tests.bench import filling
 from tests.bench.figures import PER_SECOND, Figure
 from tests.bench.installation import Installation, Service, installed, postgres_installed
-from tests.bench.load import Requests, always_asking, pace
+from tests.bench.load import always_asking, asking_every_second, pace
 from tests.bench.machine import load_cores, memory_mb, on_cores, server_cores
 from tests.bench.others import OTHERS
 from tests.bench.rounds import Options, rounds_of
@@ -70,20 +68,19 @@ def latency(options: Options) -> Iterator[Figure]:
         for percent in LOADS:
             yield from _paced(service, f"{percent} % load", full * percent / 100, options)
         rate, thousand = full * BESIDE / 100, service.requests(1000)
-        every_second = partial(_batches_every_second, thousand, options)
-        yield from _paced(
-            service, f"{BESIDE} % load, a batch of 1,000 every second", rate, options, every_second
-        )
-        always = partial(
-            always_asking,
-            thousand,
-            cores=load_cores(),
-            connections=1,
-            seconds=_paced_seconds(options) + 2,
-        )
-        yield from _paced(
-            service, f"{BESIDE} % load, one batch of 1,000 after another", rate, options, always
-        )
+        for name, asking, connections in (
+            ("a batch of 1,000 every second", asking_every_second, 4),
+            ("one batch of 1,000 after another", always_asking, 1),
+        ):
+            beside = partial(
+                asking,
+                thousand,
+                cores=load_cores(),
+                connections=connections,
+                # The load warms up for a second first, and the service has to be at work on it then.
+                seconds=_paced_seconds(options) + 2,
+            )
+            yield from _paced(service, f"{BESIDE} % load, {name}", rate, options, beside)
 
 
 def workers(options: Options) -> Iterator[Figure]:
@@ -176,11 +173,11 @@ def _paced(
     name: str,
     rate: float,
     options: Options,
-    beside: Callable[[], object] | None = None,
+    beside: Callable[[], AbstractContextManager[Mapping[str, float]]] | None = None,
 ) -> Iterator[Figure]:
-    said = []
+    said, said_beside = [], []
     for number in range(options.rounds):
-        with beside() if beside else _nothing():
+        with beside() if beside else nullcontext({}) as batches:
             said.append(
                 pace(
                     service.requests(),
@@ -190,31 +187,14 @@ def _paced(
                     seed=number + 1,
                 )
             )
+        if batches:
+            said_beside.append(batches["p50_ms"])
     for label, key in (("p50", "p50_ms"), ("p99", "p99_ms"), ("p99.9", "p99_9_ms")):
         yield Figure("e", f"{name}: {label}", "ms", [one[key] for one in said], x=rate)
+    if said_beside:
+        yield Figure("e", f"{name}: p50 of those batches", "ms", said_beside, x=rate)
     late = [one["late_p99_ms"] for one in said]
     yield Figure("e", f"{name}: p99 of the load's own lateness", "ms", late, x=rate)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _batches_every_second(thousand: Requests, options: Options) -> Iterator[None]:
-    with ThreadPoolExecutor(1) as pool:
-        batches = pool.submit(
-            pace,
-            thousand,
-            cores=load_cores(),
-            rate=1.0,
-            seconds=_paced_seconds(options),
-            connections=4,
-            seed=random.randrange(1, 1000),
-        )
-        yield
-        batches.result()
 
 
 def _look_ups(service: Service, name: str, x: float, options: Options) -> Iterator[Figure]:
