@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from tokensvc.store import open_engine, upgrade
-from tokensvc.store.checkpoints import BACKSTOP_PAGES, NICE, RESTART_PAGES, Checkpointer
+from tokensvc.store.checkpoints import BACKSTOP_PAGES, NICE, RESTART_PAGES, Checkpointer, Lend
+from tokensvc.store.checkpoints import _checkpoint as checkpoint_once
 from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.transactions import open_transactions
 
@@ -77,7 +78,9 @@ async def test_a_commit_copies_nothing_though_the_journal_is_long(
     await engine.dispose()
 
 
-async def test_what_is_copied_is_begun_anew_by_the_next_commit(path: Path) -> None:
+async def test_what_is_copied_is_begun_anew_by_the_next_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = open_engine(f"sqlite+aiosqlite:///{path}")
     transactions = open_transactions(engine)
     await transactions.run(
@@ -90,8 +93,22 @@ async def test_what_is_copied_is_begun_anew_by_the_next_commit(path: Path) -> No
     rests: list[object] = []
     writer = open_writer_engine(engine)
     sut = Checkpointer(open_writer_engine(engine), rests.append)
+    passes = 0
+
+    def checkpoint(lend: Lend) -> int:
+        nonlocal passes
+        pages = checkpoint_once(lend)
+        passes += 1
+        if passes == 1:
+            with sqlite3.connect(path) as connection:
+                connection.execute(write(10))
+            connection.close()
+        return pages
+
+    monkeypatch.setattr("tokensvc.store.checkpoints._checkpoint", checkpoint)
     sut.copy()
-    # All is in the database, and the writer is asked for what came meanwhile.
+    # All is in the database, what came meanwhile too, and the writer is asked for the rest of that.
+    assert passes == 2
     assert journal_pages(path) == 0
     assert len(rests) == 1
     await transactions.run("fill", lambda one: one.exec_driver_sql(write(10)).close())

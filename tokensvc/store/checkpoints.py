@@ -31,8 +31,9 @@ BACKSTOP_PAGES: Final = 32_000
 """Of 4 KiB: the length of the journal at which a commit copies it all the same, 128 MB."""
 
 INTERVAL_SECONDS: Final = 0.25
-RESTART_PAGES: Final = 2_000
-"""A shorter journal is not begun anew: pages that are written again and again are then copied once."""
+RESTART_PAGES: Final = 8_000
+"""A shorter journal, 32 MB, is not begun anew: the writer has to copy its last pages then, for which commits
+wait. Pages that are written again and again are copied once, too."""
 
 NICE: Final = 10
 """A tenth of the share of another thread: many times what it needs where they take all that they get."""
@@ -82,9 +83,11 @@ class Checkpointer:
 
     def copy(self) -> None:
         """Copy what is in the journal now; what comes meanwhile, if it is long, between two commits."""
-        pages = _checkpoint(self._engine.connect)
-        if pages >= RESTART_PAGES:
-            self._between_commits(self._copy_rest)
+        if _checkpoint(self._engine.connect) < RESTART_PAGES:
+            return
+        # Most of what came meanwhile as well, so that little is left that holds up commits.
+        _checkpoint(self._engine.connect)
+        self._between_commits(self._copy_rest)
 
     def _copy_rest(self, lend: Lend) -> None:
         self._told(lambda: _checkpoint(lend))
