@@ -7,27 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.ledger.support import Age
 from tokensvc.ledger.company import LONGEST_REST_SECONDS, MOMENT_SECONDS, Company
 
 
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def company(clock: Clock) -> Company:
-    return Company(clock)
+def company(age: Age) -> Company:
+    return Company(age)
 
 
 @pytest.fixture
@@ -54,16 +40,16 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-def test_who_came_is_there_for_a_moment(company: Company, clock: Clock) -> None:
+def test_who_came_is_there_for_a_moment(company: Company, age: Age) -> None:
     assert not company.was_here
     assert not company.is_waiting
-    company.came(clock.seconds)
+    company.came(age.seconds)
     assert company.was_here
     assert company.is_waiting
     company.is_served()
     assert not company.is_waiting
     assert company.was_here
-    clock.seconds += 2 * MOMENT_SECONDS
+    age.seconds += 2 * MOMENT_SECONDS
     assert not company.was_here
 
 
@@ -75,9 +61,9 @@ async def test_where_nobody_waits_a_rest_is_one_turn(company: Company) -> None:
 
 
 async def test_a_batch_rests_until_nobody_waits(
-    company: Company, clock: Clock, timers: list[object]
+    company: Company, age: Age, timers: list[object]
 ) -> None:
-    company.came(clock.seconds)
+    company.came(age.seconds)
     resting = asyncio.create_task(company.rest())
     await turns()
     assert not resting.done()
@@ -88,9 +74,9 @@ async def test_a_batch_rests_until_nobody_waits(
 
 
 async def test_those_who_rest_go_on_one_in_each_turn_while_nobody_comes(
-    company: Company, clock: Clock, timers: list[object]
+    company: Company, age: Age, timers: list[object]
 ) -> None:
-    company.came(clock.seconds)
+    company.came(age.seconds)
     gone_on: list[int] = []
 
     async def rest(number: int) -> None:
@@ -106,7 +92,7 @@ async def test_those_who_rest_go_on_one_in_each_turn_while_nobody_comes(
         await asyncio.sleep(0)
         most = max(most, len(gone_on) - before)
     assert most == 1
-    company.came(clock.seconds)
+    company.came(age.seconds)
     await turns(10)
     left = 5 - len(gone_on)
     assert left >= 1
@@ -116,9 +102,9 @@ async def test_those_who_rest_go_on_one_in_each_turn_while_nobody_comes(
 
 
 async def test_who_comes_to_rest_while_others_do_goes_on_after_them(
-    company: Company, clock: Clock, timers: list[object]
+    company: Company, age: Age, timers: list[object]
 ) -> None:
-    company.came(clock.seconds)
+    company.came(age.seconds)
     order: list[str] = []
 
     async def rest(name: str) -> None:
@@ -134,9 +120,9 @@ async def test_who_comes_to_rest_while_others_do_goes_on_after_them(
 
 
 async def test_where_somebody_always_waits_a_batch_goes_on_after_a_while(
-    company: Company, clock: Clock, timers: list[tuple[float, Callable[[], None]]]
+    company: Company, age: Age, timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
-    company.came(clock.seconds)
+    company.came(age.seconds)
     resting = asyncio.create_task(company.rest())
     await turns()
     ((seconds, run_out),) = timers
@@ -151,9 +137,9 @@ async def test_where_somebody_always_waits_a_batch_goes_on_after_a_while(
 
 
 async def test_a_batch_that_is_cancelled_while_it_rests_holds_nobody_up(
-    company: Company, clock: Clock, timers: list[object]
+    company: Company, age: Age, timers: list[object]
 ) -> None:
-    company.came(clock.seconds)
+    company.came(age.seconds)
     gone = asyncio.create_task(company.rest())
     other = asyncio.create_task(company.rest())
     await turns()

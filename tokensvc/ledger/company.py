@@ -31,15 +31,11 @@ class Company:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._is_waiting = False
+        self.is_waiting = False
+        """Whether anybody who records a few rows waits for a commit."""
         self._few_at = -math.inf
         self._resting: dict[asyncio.Future[None], None] = {}
-        self._next_one: asyncio.Handle | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether anybody who records a few rows waits for a commit."""
-        return self._is_waiting
+        self._one_will_go_on = False
 
     @property
     def was_here(self) -> bool:
@@ -49,11 +45,11 @@ class Company:
     def came(self, now: float) -> None:
         """Take note that somebody waits for a few rows; for the writer."""
         self._few_at = now
-        self._is_waiting = True
+        self.is_waiting = True
 
     def is_served(self) -> None:
         """Take note that nobody waits for a few rows any more; for the writer."""
-        self._is_waiting = False
+        self.is_waiting = False
         self._let_one_go_on()
 
     async def rest(self) -> None:
@@ -61,7 +57,7 @@ class Company:
 
         It takes LONGEST_REST_SECONDS at most.
         """
-        if not self._is_waiting and not self._resting:
+        if not self.is_waiting and not self._resting:
             await asyncio.sleep(0)
             return
         loop = asyncio.get_running_loop()
@@ -76,13 +72,14 @@ class Company:
             self._resting.pop(rested, None)
 
     def _let_one_go_on(self) -> None:
-        if self._resting and self._next_one is None:
-            self._next_one = asyncio.get_running_loop().call_soon(self._go_on)
+        if self._resting and not self.is_waiting and not self._one_will_go_on:
+            self._one_will_go_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
         # Not all at once: a slice of each would be one long one for whoever comes now.
-        self._next_one = None
-        if self._is_waiting or not self._resting:
+        self._one_will_go_on = False
+        if self.is_waiting or not self._resting:
             return
         rested = next(iter(self._resting))
         del self._resting[rested]
