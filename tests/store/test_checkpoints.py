@@ -9,6 +9,8 @@ import queue
 import sqlite3
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from tokensvc.store import open_engine, upgrade
 from tokensvc.store.checkpoints import BACKSTOP_PAGES, NICE, RESTART_PAGES, Checkpointer, Lend
 from tokensvc.store.checkpoints import _checkpoint as checkpoint_once
 from tokensvc.store.engine import open_writer_engine
-from tokensvc.store.transactions import open_transactions
+from tokensvc.store.transactions import Transactions, open_transactions
 
 PAGE = 4096
 
@@ -60,6 +62,23 @@ def journal_pages(path: Path) -> int:
         connection.close()
 
 
+def priority() -> int:
+    """Return the nice value of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@asynccontextmanager
+async def copied_at_once(path: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Transactions]:
+    """Lend transactions whose journal is copied as soon as one of them is committed."""
+    eager = partial(Checkpointer, interval=0.0)
+    patch.setattr("tokensvc.store.transactions.Checkpointer", eager)
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    transactions = open_transactions(engine)
+    yield transactions
+    await transactions.aclose()
+    await engine.dispose()
+
+
 async def test_a_commit_copies_nothing_though_the_journal_is_long(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +100,8 @@ async def test_a_commit_copies_nothing_though_the_journal_is_long(
 async def test_what_is_copied_is_begun_anew_by_the_next_commit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nobody else copies, who would be counted too.
+    monkeypatch.setattr(Checkpointer, "note_commit", lambda _: None)
     engine = open_engine(f"sqlite+aiosqlite:///{path}")
     transactions = open_transactions(engine)
     await transactions.run(
@@ -91,7 +112,6 @@ async def test_what_is_copied_is_begun_anew_by_the_next_commit(
     assert long > RESTART_PAGES * PAGE
 
     rests: list[object] = []
-    writer = open_writer_engine(engine)
     sut = Checkpointer(open_writer_engine(engine), rests.append)
     passes = 0
 
@@ -113,7 +133,6 @@ async def test_what_is_copied_is_begun_anew_by_the_next_commit(
     assert len(rests) == 1
     await transactions.run("fill", lambda one: one.exec_driver_sql(write(10)).close())
     assert size_of(journal) == long
-    writer.dispose()
     sut.close()
     await transactions.aclose()
     await engine.dispose()
@@ -124,40 +143,24 @@ async def test_every_commit_has_its_journal_copied_by_another_thread(
 ) -> None:
     copied: queue.Queue[int] = queue.Queue()
     monkeypatch.setattr(Checkpointer, "copy", lambda _: copied.put(threading.get_ident()))
-    eager = partial(Checkpointer, interval=0.0)
-    monkeypatch.setattr("tokensvc.store.transactions.Checkpointer", eager)
-    engine = open_engine(f"sqlite+aiosqlite:///{path}")
-    transactions = open_transactions(engine)
-    for _ in range(3):
-        writer = await transactions.run("fill", lambda _: threading.get_ident())
-        assert await asyncio.to_thread(copied.get, timeout=60) != writer
-    await transactions.aclose()
+    async with copied_at_once(path, monkeypatch) as transactions:
+        for _ in range(3):
+            writer = await transactions.run("fill", lambda _: threading.get_ident())
+            assert await asyncio.to_thread(copied.get, timeout=60) != writer
     assert copied.empty()
-    await engine.dispose()
 
 
 async def test_copying_gives_way_to_the_other_threads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: queue.Queue[int] = queue.Queue()
-    monkeypatch.setattr(
-        Checkpointer,
-        "copy",
-        lambda _: found.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())),
-    )
-    eager = partial(Checkpointer, interval=0.0)
-    monkeypatch.setattr("tokensvc.store.transactions.Checkpointer", eager)
-    engine = open_engine(f"sqlite+aiosqlite:///{path}")
-    transactions = open_transactions(engine)
+    monkeypatch.setattr(Checkpointer, "copy", lambda _: found.put(priority()))
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    writers = await transactions.run(
-        "fill", lambda _: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    )
-    copier = max(own, NICE) if sys.platform == "linux" else own
-    assert await asyncio.to_thread(found.get, timeout=60) == copier
+    async with copied_at_once(path, monkeypatch) as transactions:
+        writers = await transactions.run("fill", lambda _: priority())
+        copier = max(own, NICE) if sys.platform == "linux" else own
+        assert await asyncio.to_thread(found.get, timeout=60) == copier
     assert writers == own == os.getpriority(os.PRIO_PROCESS, 0)
-    await transactions.aclose()
-    await engine.dispose()
 
 
 async def test_a_system_that_lets_no_thread_give_way_is_told_of_and_all_is_copied(

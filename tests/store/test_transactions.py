@@ -188,29 +188,31 @@ async def test_rows_alone_are_all_there_or_none_however_many_statements_they_tak
     await engine.dispose()
 
 
+def rows_of(holder: str) -> Insertion:
+    """Return what inserts 200 rows, which one statement does."""
+    rows = [(f"n{number} of {holder}", holder, 1, 1.0) for number in range(200)]
+    return Insertion(leases, tuple(leases.c.keys()), rows, ("holder", "fence"))
+
+
 async def test_rows_alone_meet_a_full_disk_and_a_lock_as_others_do(tmp_path: Path):
     url = f"sqlite+aiosqlite:///{tmp_path / 'a.db'}"
     await asyncio.to_thread(upgrade, url)
     engine = open_engine(url)
     transactions = open_transactions(engine)
 
-    def insertion(holder: str) -> Insertion:
-        rows = [(f"n{number} of {holder}", holder, 1, 1.0) for number in range(200)]
-        return Insertion(leases, tuple(leases.c.keys()), rows, ("holder", "fence"))
-
     async def pragma(text: str) -> None:
         await transactions.run("test", lambda one: one.exec_driver_sql(f"PRAGMA {text}").close())
 
     await pragma("max_page_count=1")
     with pytest.raises(StoreUnavailableError, match="is full"):
-        await transactions.run("test", insertion("full" * 16))
+        await transactions.run("test", rows_of("full" * 16))
     await pragma("max_page_count=1000000")
     await pragma("busy_timeout=1")
     with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="locked by another process"):
-            await transactions.run("test", insertion("locked"))
-    await transactions.run("test", insertion("free"))
+            await transactions.run("test", rows_of("locked"))
+    await transactions.run("test", rows_of("free"))
     async with engine.connect() as connection:
         stored = (await connection.execute(select(leases.c.holder))).scalars().all()
     assert stored == ["free"] * 200
@@ -236,18 +238,14 @@ async def test_rows_alone_meet_a_disk_that_fails_and_the_next_are_there(
     engine = open_engine(url)
     transactions = open_transactions(engine)
 
-    def insertion(holder: str) -> Insertion:
-        rows = [(f"n{number} of {holder}", holder, 1, 1.0) for number in range(200)]
-        return Insertion(leases, tuple(leases.c.keys()), rows, ("holder", "fence"))
-
-    await transactions.run("test", insertion("first"))
+    await transactions.run("test", rows_of("first"))
     # Whole pages of the transaction, and part of one, are in the journal when it fails.
     may_grow((tmp_path / "a.db-wal").stat().st_size + more)
     for _ in range(2):
         with pytest.raises(StoreUnavailableError, match="disk that holds the database fails"):
-            await transactions.run("test", insertion("failed"))
+            await transactions.run("test", rows_of("failed"))
     may_grow(2**40)
-    await transactions.run("test", insertion("next"))
+    await transactions.run("test", rows_of("next"))
     # Of another connection, so no transaction was left open.
     with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None, timeout=0)) as other:
         stored = other.execute("SELECT holder, count(*) FROM leases GROUP BY holder").fetchall()
