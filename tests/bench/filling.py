@@ -22,8 +22,9 @@ from tokensvc.ledger.row import endpoints_id
 from tokensvc.ledger.writer import COLUMNS
 from tokensvc.revocation.ban_store import FEED
 from tokensvc.store import open_engine
+from tokensvc.store.inserts import insert_rows
 from tokensvc.store.tables import bans, feeds, issued_tokens
-from tokensvc.store.transactions import insert_rows, open_transactions
+from tokensvc.store.transactions import open_transactions
 from tokensvc.tokens.claims import StageEndpoints
 from tokensvc.tokens.ids import new_participant_id
 

@@ -22,8 +22,9 @@ from tokensvc.ledger.row import endpoints_id
 from tokensvc.ledger.writer import COLUMNS
 from tokensvc.signing import generate_private_key, load_signer
 from tokensvc.store import open_engine, upgrade
+from tokensvc.store.inserts import insert_rows
 from tokensvc.store.tables import issued_tokens
-from tokensvc.store.transactions import Transactions, insert_rows, open_transactions
+from tokensvc.store.transactions import Transactions, open_transactions
 from tokensvc.tokens.claims import StageEndpoints
 from tokensvc.tokens.ids import new_participant_id
 

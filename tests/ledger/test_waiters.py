@@ -13,7 +13,7 @@ from tests.ledger.support import Age, Transactions, make, row
 from tokensvc.errors import LedgerBusyError, StoreRefusedError, StoreUnavailableError
 from tokensvc.ledger import LedgerRow, LedgerWriter
 from tokensvc.ledger.writer import MAX_RECORD_SECONDS, SHED_AFTER_SECONDS
-from tokensvc.store.transactions import Insertion
+from tokensvc.store.inserts import Insertion
 
 BAD = "refused"
 

@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import IdempotencyConflictError, TokenServiceError
 from tokensvc.store.faults import store_faults
+from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import idempotency_records as records
-from tokensvc.store.transactions import insert_absent
 
 __all__ = [
     "Claim",

@@ -41,8 +41,9 @@ from tokensvc.errors import (
 from tokensvc.ledger.company import Company
 from tokensvc.ledger.idempotency import Claim, StoredAnswer, claim_all
 from tokensvc.ledger.row import LedgerRow, endpoints_id
+from tokensvc.store.inserts import Insertion, insert_absent
 from tokensvc.store.tables import issued_tokens, stage_endpoints
-from tokensvc.store.transactions import Insertion, Transactions, insert_absent
+from tokensvc.store.transactions import Transactions
 from tokensvc.tokens.claims import StageEndpoints
 
 __all__ = [

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Row, delete, select, update
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.revocation.calls import CONNECTED, NewCall
 from tokensvc.revocation.disconnects import Disconnect
+from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import disconnect_calls as calls
 from tokensvc.store.tables import disconnect_members as members
-from tokensvc.store.transactions import insert_absent
 
 __all__ = ["delete_calls_of_none", "fold_in"]
 

@@ -8,17 +8,15 @@ they are not chained to ours; the SQLSTATE is in the context.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tokensvc.errors import StoreRefusedError, StoreUnavailableError
 from tokensvc.store.sqlstates import VALUE_CLASSES, in_words
 
-__all__ = ["refused_value", "sqlstate_of", "store_faults"]
+__all__ = ["sqlstate_of", "store_faults", "write_faults"]
 
 # Primary result codes, https://www.sqlite.org/rescode.html; extended codes carry them in the low byte.
 _SQLITE_FAULTS: Final[dict[int, str]] = {
@@ -36,23 +34,44 @@ _LOW_BYTE: Final = 0xFF
 RETRY_AFTER_SECONDS: Final = 1.0
 
 
-@contextmanager
-def store_faults(operation: str) -> Iterator[None]:
+class store_faults:  # noqa: N801 - used as a function
     """Raise StoreUnavailableError for whatever SQLAlchemy, or the way to the database, raises inside.
 
     `operation` says in words what was tried (`save key ring`); it goes to the log. On PostgreSQL a
     value that the database does not take is a StoreRefusedError.
     """
-    try:
-        yield
-    except SQLAlchemyError as error:
+
+    __slots__ = ("_operation",)
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SQLAlchemyError):
+            self._raise_for(error)
+        elif isinstance(error, OSError):
+            # Timeouts among them. asyncpg passes on what the network raises.
+            raise StoreUnavailableError(
+                "The database does not answer in time."
+                if isinstance(error, TimeoutError)
+                else "The connection to the database was lost.",
+                retry_after=RETRY_AFTER_SECONDS,
+                operation=self._operation,
+                error=type(error).__name__,
+            ) from error
+
+    def _raise_for(self, error: SQLAlchemyError) -> NoReturn:
+        operation = self._operation
         if not _is_postgresql(error):
             raise StoreUnavailableError(
                 _in_words(error), operation=operation, error=type(error).__name__
             ) from error
         sqlstate = sqlstate_of(error)
         if sqlstate is not None and sqlstate.startswith(VALUE_CLASSES):
-            raise refused_value(operation, error) from None
+            raise _refused_value(operation, error) from None
         raise StoreUnavailableError(
             in_words(sqlstate),
             retry_after=RETRY_AFTER_SECONDS,
@@ -60,19 +79,23 @@ def store_faults(operation: str) -> Iterator[None]:
             error=type(error).__name__,
             sqlstate=sqlstate,
         ) from None
-    except OSError as error:
-        # Timeouts among them. asyncpg passes on what the network raises.
-        raise StoreUnavailableError(
-            "The database does not answer in time."
-            if isinstance(error, TimeoutError)
-            else "The connection to the database was lost.",
-            retry_after=RETRY_AFTER_SECONDS,
-            operation=operation,
-            error=type(error).__name__,
-        ) from error
 
 
-def refused_value(operation: str, error: BaseException) -> StoreRefusedError:
+class write_faults(store_faults):  # noqa: N801 - used as a function
+    """The same, and StoreRefusedError for a value that the database does not take, whichever it is."""
+
+    __slots__ = ()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # A lone surrogate or too large a number fails while it is bound, before the database sees it.
+        if isinstance(error, (DataError, IntegrityError, UnicodeError, OverflowError)):
+            # Not chained where PostgreSQL said it, as its message repeats the value.
+            cause = None if sqlstate_of(error) else error
+            raise _refused_value(self._operation, error) from cause
+        super().__exit__(kind, error, trace)
+
+
+def _refused_value(operation: str, error: BaseException) -> StoreRefusedError:
     """Return the error for a value that the database does not take; it does not say which value."""
     return StoreRefusedError(
         "The database refuses a value.",

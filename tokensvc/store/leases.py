@@ -16,8 +16,9 @@ from sqlalchemy import Connection, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.faults import store_faults
+from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import leases
-from tokensvc.store.transactions import Transactions, insert_absent
+from tokensvc.store.transactions import Transactions
 
 __all__ = ["CLOCKS_APART_SECONDS", "SAFETY_SECONDS", "Lease", "LeaseStore"]
 

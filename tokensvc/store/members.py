@@ -13,8 +13,9 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, select, update
 
+from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import leases
-from tokensvc.store.transactions import Transactions, insert_absent
+from tokensvc.store.transactions import Transactions
 
 __all__ = ["ALIVE_SECONDS", "BEAT_SECONDS", "Members"]
 

@@ -8,40 +8,28 @@ at once (BEGIN IMMEDIATE), so that they may read before they write. On PostgreSQ
 of the pool, at the same time where several ask. What one of them reads another may then change before it
 is written: row locks (`FOR UPDATE`, or an UPDATE first) are for that. One that the server has ended for
 another's sake (a deadlock) runs again.
-
-`insert_rows` exists because of the interpreter's lock: sqlite3 gives it up and takes it back for every
-row of an `executemany`, and beside a busy event loop each taking waits up to 5 ms. Measured here:
-180 rows a second with `executemany`, 30,000 with many rows in one statement. On PostgreSQL a column is
-one array, so that one prepared statement does for any number of rows (docs/adr/0012-postgresql.md has the
-figures, beside those of COPY).
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import chain
-from operator import itemgetter
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import structlog
-from sqlalchemy import Column, Connection, Engine, Float, Integer, Table
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.checkpoints import Checkpointer, Lend
 from tokensvc.store.engine import open_writer_engine
-from tokensvc.store.faults import refused_value, sqlstate_of, store_faults
+from tokensvc.store.faults import sqlstate_of, store_faults, write_faults
+from tokensvc.store.inserts import Insertion
 from tokensvc.store.sqlstates import RETRIED
+from tokensvc.store.work_thread import WorkThread
 
-__all__ = ["Insertion", "Transactions", "insert_absent", "insert_rows", "open_transactions"]
+__all__ = ["Transactions", "open_transactions"]
 
 T = TypeVar("T")
 
@@ -52,18 +40,6 @@ MAX_SECONDS: Final = 15.0
 
 MAX_ATTEMPTS: Final = 4
 """Of a transaction that a deadlock, or a conflict of the same kind, has ended."""
-
-ROWS_PER_STATEMENT: Final = 500
-"""On PostgreSQL, whose driver encodes them on the event loop: 1 to 2 ms."""
-
-_LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
-"""Rows that a statement on SQLite has room for. sqlite3 keeps the last statements prepared, 2 KB a row with
-the values last bound to them: one of each length up to 64 took it 5 MB, and up to thousands a hundred. What
-is left empty costs next to nothing. A table may have 100 columns: SQLite takes 32,766 parameters."""
-
-
-_ROWS_OF_A_GROUP: Final = 8
-"""With fewer rows that have something in common, statements for each such group cost more than they save."""
 
 
 class Transactions(Protocol):
@@ -98,18 +74,16 @@ class _ThreadTransactions:
     def __init__(self, engine: Engine, for_checkpoints: Engine) -> None:
         self._engine = engine
         self._checkpointer = Checkpointer(for_checkpoints, self._between_commits)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+        self._thread = WorkThread("store-writer")
         self._connection: Connection | None = None
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        loop = asyncio.get_running_loop()
         # A disk that hangs holds up the thread, which cannot be helped; not everybody who waits for it.
         with store_faults(operation):
-            async with asyncio.timeout(MAX_SECONDS):
-                return await loop.run_in_executor(self._thread, self._run, operation, work)
+            return await self._thread.run(MAX_SECONDS, self._run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with _write_faults(operation), self._kept() as connection:
+        with write_faults(operation), self._kept() as connection:
             if isinstance(work, Insertion) and work.is_done_alone(connection):
                 result = cast("T", None)
             else:
@@ -136,12 +110,16 @@ class _ThreadTransactions:
             kept.close()
 
     def _between_commits(self, copy: Callable[[Lend], object]) -> None:
-        self._thread.submit(copy, self._kept)
+        self._thread.put(copy, self._kept)
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._checkpointer.close)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown(wait=False)
+        try:
+            await self._thread.run(MAX_SECONDS, self._close)
+        except TimeoutError:
+            # The commit that hangs ends with the process, as if that were killed.
+            _log.error("store_writer_hangs", seconds=MAX_SECONDS)
+        self._thread.end()
 
     def _close(self) -> None:
         self._let_go()
@@ -154,7 +132,7 @@ class _PooledTransactions:
         self._owned = owned
 
     async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with _write_faults(operation):
+        with write_faults(operation):
             for _ in range(MAX_ATTEMPTS - 1):
                 try:
                     return await self._run(work)
@@ -172,200 +150,3 @@ class _PooledTransactions:
         """Close an engine that is owned; any other is its owner's."""
         if self._owned:
             await self._engine.dispose()
-
-
-class _write_faults:  # noqa: N801 - used as a function
-    def __init__(self, operation: str) -> None:
-        self._operation = operation
-        self._others = store_faults(operation)
-
-    def __enter__(self) -> None:
-        self._others.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # A lone surrogate or too large a number fails while it is bound, before the database sees it.
-        if isinstance(error, (DataError, IntegrityError, UnicodeError, OverflowError)):
-            # Not chained where PostgreSQL said it, as its message repeats the value.
-            cause = None if sqlstate_of(error) else error
-            raise refused_value(self._operation, error) from cause
-        self._others.__exit__(kind, error, trace)
-
-
-def insert_rows(
-    connection: Connection,
-    table: Table,
-    columns: tuple[str, ...],
-    rows: Sequence[Sequence[object]],
-    *,
-    alike: tuple[str, ...] = (),
-) -> None:
-    """Insert rows whose values stand in the order of `columns`, many in one statement.
-
-    Columns that are `alike`, two or more, have the same values in most of the rows: SQLite gets those once
-    for all. Values go to the driver as they are: only for columns of text and numbers. When it raises,
-    the transaction is at its end: SQLite has rolled it back, or it is to be. Rows are numbered in any order.
-    """
-    if connection.dialect.name == "postgresql":
-        statement = _unnest_statement(table, columns)
-        for start in range(0, len(rows), ROWS_PER_STATEMENT):
-            some = rows[start : start + ROWS_PER_STATEMENT]
-            connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
-        return
-    for insert, values in _inserts(table, columns, rows, alike):
-        connection.exec_driver_sql(insert, values)
-
-
-@dataclass(frozen=True, slots=True)
-class Insertion:
-    """A transaction that inserts rows, as `insert_rows` does, and nothing else; for `Transactions.run`.
-
-    Where one statement does it, SQLite begins and commits with that. A BEGIN and a COMMIT around it cost
-    little themselves, but the thread gives up the interpreter for each and waits for it again.
-    """
-
-    table: Table
-    columns: tuple[str, ...]
-    rows: Sequence[Sequence[object]]
-    alike: tuple[str, ...] = ()
-
-    def __call__(self, connection: Connection) -> None:
-        """Insert the rows in the transaction that `connection` is in."""
-        insert_rows(connection, self.table, self.columns, self.rows, alike=self.alike)
-
-    def is_done_alone(self, connection: Connection) -> bool:
-        """Insert the rows where one statement does it, and tell whether it did; SQLite's alone.
-
-        `connection` is in no transaction, and its driver begins none.
-        """
-        if len(self.rows) > _LENGTHS[-1]:
-            return False
-        found = list(_inserts(self.table, self.columns, self.rows, self.alike))
-        if len(found) != 1:
-            return False
-        ((statement, values),) = found
-        cursor = connection.connection.cursor()
-        try:
-            # SQLAlchemy would begin a transaction.
-            cursor.execute(statement, values)
-        except sqlite3.Error as error:
-            raise DBAPIError.instance(
-                statement, None, error, sqlite3.Error, hide_parameters=True
-            ) from error
-        finally:
-            cursor.close()
-        return True
-
-
-_Statement: TypeAlias = tuple[str, tuple[object, ...]]
-_Picker: TypeAlias = Callable[[Sequence[object]], tuple[object, ...]]
-
-
-def _inserts(
-    table: Table,
-    columns: tuple[str, ...],
-    rows: Sequence[Sequence[object]],
-    alike: tuple[str, ...],
-) -> Iterator[_Statement]:
-    """Yield the statements that insert rows on SQLite, and the values of each."""
-    if not alike or not rows:
-        yield from _filled(partial(_values_statement, table, columns, ()), len(columns), rows)
-        return
-    of_all, of_each = _pickers(columns, alike)
-    common_of = list(map(of_all, rows))
-    kinds = dict.fromkeys(common_of)
-    if len(kinds) > 1 and len(kinds) * _ROWS_OF_A_GROUP > len(rows):
-        yield from _inserts(table, columns, rows, ())
-        return
-    each = tuple(name for name in columns if name not in alike)
-    statement_of = partial(_values_statement, table, each, alike)
-    for common in kinds:
-        group = rows
-        if len(kinds) > 1:
-            group = [row for row, its in zip(rows, common_of, strict=True) if its == common]
-        yield from _filled(statement_of, len(each), list(map(of_each, group)), common)
-
-
-def _filled(
-    statement_of: Callable[[int], str],
-    width: int,
-    rows: Sequence[Sequence[object]],
-    common: tuple[object, ...] = (),
-) -> Iterator[_Statement]:
-    """Yield one statement for as many rows as fit; `statement_of` takes for how many it has room."""
-    for start in range(0, len(rows), _LENGTHS[-1]):
-        some = rows[start : start + _LENGTHS[-1]]
-        room = _LENGTHS[bisect_left(_LENGTHS, len(some))]
-        empty = (None,) * ((room - len(some)) * width)
-        yield statement_of(room), (*common, *chain.from_iterable(some), *empty, len(some))
-
-
-@lru_cache(maxsize=16)
-def _pickers(columns: tuple[str, ...], alike: tuple[str, ...]) -> tuple[_Picker, _Picker]:
-    """Return what takes of a row the columns that are alike, and the others."""
-    others = (name for name in columns if name not in alike)
-    return (
-        itemgetter(*(columns.index(name) for name in alike)),
-        itemgetter(*(columns.index(name) for name in others)),
-    )
-
-
-def _values(columns: tuple[str, ...], room: int, alike: tuple[str, ...] = ()) -> str:
-    """Return what gives as many rows as its last parameter says, and has room for more."""
-    row = f"({', '.join(['?'] * len(columns))})"
-    result = ", ".join([*["?"] * len(alike), "*"])
-    return f"SELECT {result} FROM (VALUES {', '.join([row] * room)}) LIMIT ?"  # noqa: S608
-
-
-@lru_cache(maxsize=128)
-def _values_statement(
-    table: Table, columns: tuple[str, ...], alike: tuple[str, ...], room: int
-) -> str:
-    # Names of our own tables and columns; every value is a parameter. Without OR ROLLBACK, SQLite copies
-    # each page aside before the statement changes it, so as to undo the statement alone; that took as
-    # long as a third to a half of all else. Here a row that is refused undoes the transaction anyway.
-    names = ", ".join((*alike, *columns))
-    return f"INSERT OR ROLLBACK INTO {table.name} ({names}) {_values(columns, room, alike)}"
-
-
-@lru_cache(maxsize=16)
-def _unnest_statement(table: Table, columns: tuple[str, ...]) -> str:
-    arrays = (
-        f"${number}::{_array_type(table.c[name])}" for number, name in enumerate(columns, start=1)
-    )
-    # As above.
-    return (
-        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608
-    )
-
-
-def _array_type(column: Column[Any]) -> str:
-    if isinstance(column.type, Integer):
-        return "bigint[]"
-    if isinstance(column.type, Float):
-        return "float8[]"
-    # Not VARCHAR(n): a cast to that cuts what is too long, and says nothing.
-    return "text[]"
-
-
-def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
-    """Insert the rows that break no unique constraint, and leave out the others (ON CONFLICT DO NOTHING).
-
-    All of them have the same columns, of text, numbers and bytes, which SQLite's driver gets as they are.
-    Where another transaction is about to insert the same key, PostgreSQL waits for its end.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
-        return
-    # Many rows in one statement, as in `insert_rows`.
-    columns = tuple(rows[0])
-    values = [[row[name] for name in columns] for row in rows]
-    statement_of = partial(_absent_statement, table, columns)
-    for insert, of_some in _filled(statement_of, len(columns), values):
-        connection.exec_driver_sql(insert, of_some)
-
-
-@lru_cache(maxsize=128)
-def _absent_statement(table: Table, columns: tuple[str, ...], room: int) -> str:
-    into = f"{table.name} ({', '.join(columns)})"
-    # Names of our own tables and columns; every value is a parameter.
-    return f"INSERT INTO {into} {_values(columns, room)} ON CONFLICT DO NOTHING"
