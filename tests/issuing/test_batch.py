@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.issuing.conftest import REGION
+from tests.issuing.conftest import REGION, new_key
 from tests.issuing.support import desk_over
 from tokensvc.errors import (
     BannedError,
@@ -27,6 +28,7 @@ from tokensvc.issuing.slices import (
     SLICE_SECONDS,
     LoopSlices,
 )
+from tokensvc.ledger import LedgerRow
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest
 
@@ -211,11 +213,28 @@ async def test_a_ledger_that_refuses_fails_the_batch_whole(
         await desk_over(world, issuer).mint_batch([ask(), ask()], LoopSlices(), "backend")
 
 
+class Breaths(LoopSlices):
+    """Slices that are spent after every item; `at_breath` is told of each breath."""
+
+    def __init__(self, at_breath: Callable[[int], None] = lambda _: None) -> None:
+        super().__init__()
+        self.at_breath = at_breath
+        self.breaths = 0
+
+    def spent(self) -> bool:
+        return True
+
+    async def breathe(self) -> None:
+        self.breaths += 1
+        self.at_breath(self.breaths)
+
+
+STAGES = [StageArn(REGION, "123456789012", name) for name in ("s1", "s2", "gone")]
+
 requests = st.builds(
     TokenRequest,
-    stage=st.builds(
-        StageArn, st.just(REGION), st.just("123456789012"), st.sampled_from(["s1", "s2", "gone"])
-    ),
+    # As elsewhere, the same stage is nearly always the same object.
+    stage=st.sampled_from([*STAGES, *map(replace, STAGES)]),
     user_id=st.sampled_from([None, "", "ana", "eve", "\u017dofie", "\ud800"]),
     duration=st.sampled_from([1, 720, 20_160]),
     capabilities=st.sampled_from([(), ("SUBSCRIBE",), ("PUBLISH", "SUBSCRIBE")]),
@@ -232,11 +251,45 @@ def alike(like: TokenRequest) -> st.SearchStrategy[list[TokenRequest]]:
     return st.lists(changed, min_size=1, max_size=40)
 
 
+async def is_as_alone(
+    world: Any,
+    issuer: TokenIssuer,
+    item: TokenRequest,
+    outcome: IssuedToken | TokenServiceError,
+    rows: dict[str, LedgerRow],
+) -> None:
+    """See that an item of a batch, which wrote `rows`, got what it gets alone, and so did the ledger."""
+    world.rows.clear()
+    try:
+        alone: IssuedToken | TokenServiceError = await issuer.issue(item, "backend")
+    except TokenServiceError as error:
+        alone = error
+    except UnicodeEncodeError:
+        alone = TokenServiceError("")
+    assert code(outcome) == code(alone)
+    if isinstance(outcome, TokenServiceError):
+        assert isinstance(alone, TokenServiceError)
+        assert alone.detail in ("", outcome.detail)
+        return
+    assert isinstance(alone, IssuedToken)
+    its_own = {"token": "", "participant_id": ""}
+    assert replace(outcome, **its_own) == replace(alone, **its_own)
+    row = rows[outcome.participant_id]
+    assert row._replace(token_id="") == world.rows[0]._replace(token_id="")
+    if outcome.issuer == "local":
+        claims = world.verify(outcome.token)
+        assert claims.pop("jti") == outcome.participant_id
+        expected = world.verify(alone.token)
+        assert expected.pop("jti") == alone.participant_id
+        assert list(claims.items()) == list(expected.items()), "in the same order, too"
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     groups=st.lists(requests.flatmap(alike), max_size=4),
     banned=st.sampled_from([set(), {"eve"}]),
     longest=st.sampled_from([math.inf, 60 * 720]),
+    breathes=st.booleans(),
 )
 async def test_items_get_what_each_would_get_alone(
     world: Any,
@@ -244,54 +297,45 @@ async def test_items_get_what_each_would_get_alone(
     groups: list[list[TokenRequest]],
     banned: set[str],
     longest: float,
+    breathes: bool,
 ) -> None:
     """The same claims, answers, rows and errors; only ids and signatures differ."""
     world.unknown_stages.add("gone")
     world.banned_users, world.longest = banned, longest
     items = [one for group in groups for one in group]
     world.rows.clear()
-    outcomes = await desk_over(world, issuer).mint_batch(items, LoopSlices(), "backend")
+    slices = Breaths() if breathes else LoopSlices()
+    outcomes = await desk_over(world, issuer).mint_batch(items, slices, "backend")
     rows = {row.token_id: row for row in world.rows}
     for item, outcome in zip(items, outcomes, strict=True):
-        world.rows.clear()
-        try:
-            alone: IssuedToken | TokenServiceError = await issuer.issue(item, "backend")
-        except TokenServiceError as error:
-            alone = error
-        except UnicodeEncodeError:
-            alone = TokenServiceError("")
-        assert code(outcome) == code(alone)
-        if isinstance(outcome, TokenServiceError):
-            assert isinstance(alone, TokenServiceError)
-            assert alone.detail in ("", outcome.detail)
-            continue
-        assert isinstance(alone, IssuedToken)
-        its_own = {"token": "", "participant_id": ""}
-        assert replace(outcome, **its_own) == replace(alone, **its_own)
-        row = rows[outcome.participant_id]
-        assert row._replace(token_id="") == world.rows[0]._replace(token_id="")
-        if outcome.issuer == "local":
-            claims = world.verify(outcome.token)
-            assert claims.pop("jti") == outcome.participant_id
-            expected = world.verify(alone.token)
-            assert expected.pop("jti") == alone.participant_id
-            assert list(claims.items()) == list(expected.items()), "in the same order, too"
+        await is_as_alone(world, issuer, item, outcome, rows)
 
 
-class Breaths(LoopSlices):
-    """Slices that are spent after every item; `at_breath` is told of each breath."""
-
-    def __init__(self, at_breath: Callable[[int], None]) -> None:
-        super().__init__()
-        self.at_breath = at_breath
-        self.breaths = 0
-
-    def spent(self) -> bool:
-        return True
-
-    async def breathe(self) -> None:
-        self.breaths += 1
-        self.at_breath(self.breaths)
+@pytest.mark.parametrize("breathes", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stage": STAGES[1]},
+        {"stage": replace(STAGES[0])},
+        {"duration": 60},
+        {"capabilities": ("SUBSCRIBE",)},
+        {"attributes": {"team": "blue"}},
+        {"user_id": "ana"},
+        {"issuer": "local"},
+    ],
+)
+async def test_items_get_their_own_after_others_that_differ_in_one_thing(
+    world: Any, issuer: TokenIssuer, other: dict[str, Any], breathes: bool
+) -> None:
+    like = TokenRequest(STAGES[0], user_id="ion", attributes={"team": "red"})
+    # As many as are looked at together, and mixed with others.
+    some, others = [like], [replace(like, **other)]
+    items = [*some * 32, *others * 32, *some * 20, *others * 12, *some * 32, *others * 5]
+    slices = Breaths() if breathes else LoopSlices()
+    outcomes = await desk_over(world, issuer).mint_batch(items, slices, "backend")
+    rows = {row.token_id: row for row in world.rows}
+    for item, outcome in zip(items, outcomes, strict=True):
+        await is_as_alone(world, issuer, item, outcome, rows)
 
 
 async def test_a_key_that_goes_between_two_signatures_signs_no_more(
@@ -308,6 +352,30 @@ async def test_a_key_that_goes_between_two_signatures_signs_no_more(
     assert codes == sorted(codes, reverse=True)
     assert 0 < codes.count("local") < 10
     assert codes.count("ivs") == 10 - codes.count("local")
+
+
+async def test_a_key_that_another_follows_between_two_signatures_signs_no_more(
+    world: Any, issuer: TokenIssuer, ask: Ask
+) -> None:
+    keys = [world.keys[REGION], new_key(key_id="key2")]
+
+    def at_breath(breaths: int) -> None:
+        # Thereafter the old one is back, as an interrupted rotation would have it.
+        world.keys[REGION] = keys[breaths in (5, 6)]
+
+    outcomes = await desk_over(world, issuer).mint_batch(
+        [ask()] * 10, Breaths(at_breath), "backend"
+    )
+    signed = []
+    for outcome in outcomes:
+        assert isinstance(outcome, IssuedToken)
+        world.keys = {str(number): key for number, key in enumerate(keys)}
+        world.verify(outcome.token)
+        assert jwt.get_unverified_header(outcome.token)["kid"] == outcome.key_arn
+        signed.append(outcome.key_arn)
+    assert signed.count(keys[1].arn) == 2
+    assert [row.key_arn for row in world.rows] == signed
+    assert [row.key_id for row in world.rows].count("key2") == 2
 
 
 async def test_times_are_those_of_the_signature(world: Any, issuer: TokenIssuer, ask: Ask) -> None:

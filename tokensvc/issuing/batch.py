@@ -19,7 +19,7 @@ import structlog
 
 from tokensvc.errors import StoreUnavailableError, TokenServiceError
 from tokensvc.issuing.issued import Draft, IssuedToken
-from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.issuing.issuer import Signing, TokenIssuer
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -186,23 +186,26 @@ class _Batch:
 
     async def sign_local(self) -> None:
         issuer, slices, done, caller_id = self._issuer, self._slices, self._done, self._caller_id
+        signing: Signing | None = None
         for start, requests in self._local:
             endpoints = self._stages[requests[0].stage]
             if isinstance(endpoints, TokenServiceError):
                 done.update(dict.fromkeys(range(start, start + len(requests)), endpoints))
                 continue
-            signs: Callable[[TokenRequest], Draft] | None = None
-            many = len(requests) > 1
+            is_good, many = False, len(requests) > 1
             for index, item in enumerate(requests, start):
                 if slices.spent():
                     await slices.breathe()
-                    signs = None
+                    is_good = False
                 try:
-                    if signs is None:
+                    if not is_good:
                         # Asked again, since the key may have gone while anything was awaited.
-                        signs = issuer.signs_like(item, endpoints, caller_id, many=many)
-                    if signs is not None:
-                        done[index] = signs(item)
+                        signing = issuer.signs_like(
+                            item, endpoints, caller_id, many=many, before=signing
+                        )
+                        is_good = True
+                    if signing is not None:
+                        done[index] = signing.sign(item)
                     else:
                         self._for_ivs.append((index, item))
                 except Exception as fault:  # noqa: BLE001 - the item's answer, and is logged

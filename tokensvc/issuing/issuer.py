@@ -40,6 +40,7 @@ __all__ = [
     "Admit",
     "AdmitsAll",
     "Recorder",
+    "Signing",
     "StageLookup",
     "Taker",
     "TokenIssuer",
@@ -278,21 +279,40 @@ class TokenIssuer:
         return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
 
     def signs_like(
-        self, like: TokenRequest, endpoints: StageEndpoints, caller_id: str | None, *, many: bool
-    ) -> Callable[[TokenRequest], Draft] | None:
+        self,
+        like: TokenRequest,
+        endpoints: StageEndpoints,
+        caller_id: str | None,
+        *,
+        many: bool,
+        before: Signing | None = None,
+    ) -> Signing | None:
         """Return what signs requests that differ from `like` in user and attributes alone.
 
         Where there are `many`, what they have in common is made once. None sends them to IVS. It is good
-        until anything is awaited: then the key may be gone, and the time is another. Raises as
-        `signer_of` does.
+        until anything is awaited: then the key may be gone, and the time is another. What was returned
+        `before` to the same caller is returned again where it still holds. Raises as `signer_of` does.
         """
         key = self.signer_of(like)
         if key is None:
             return None
-        if not many:
-            return lambda request: self.sign(request, endpoints, caller_id, None, key)
         iat, exp = self._times(like)
-        return signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
+        if (
+            before is not None
+            and (before.many or not many)
+            and before.is_for(like, endpoints, key, iat, exp)
+        ):
+            return before
+        sign: Callable[[TokenRequest], Draft]
+        if many:
+            sign = signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
+        else:
+
+            def sign(request: TokenRequest) -> Draft:
+                identity = Identity(self._new_id(), iat, exp)
+                return signed_here(request, endpoints, identity, key, caller_id)
+
+        return Signing(like, endpoints, key, iat, exp, many, sign)
 
     def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:
         """Return the identity of a token signed now, of a new participant unless one is given."""
@@ -312,6 +332,37 @@ class TokenIssuer:
     async def record(self, drafts: Sequence[Draft], claim: Claim | None = None) -> str | None:
         """Record drafts before they are handed out; see `LedgerWriter.record`."""
         return await self._ledger.record([draft.row for draft in drafts], claim)
+
+
+class Signing(msgspec.Struct, frozen=True, eq=False):
+    """What signs requests like one of them, and all that the tokens have in common.
+
+    Not to be kept longer than a request takes: it holds a key.
+    """
+
+    like: TokenRequest
+    endpoints: StageEndpoints
+    key: SigningKey
+    iat: int
+    exp: int
+    many: bool
+    """Whether it was made for many of them."""
+    sign: Callable[[TokenRequest], Draft]
+
+    def is_for(
+        self, like: TokenRequest, endpoints: StageEndpoints, key: SigningKey, iat: int, exp: int
+    ) -> bool:
+        """Tell whether it signs requests like this one as well, with that key at that time."""
+        own = self.like
+        return (
+            key is self.key
+            and iat == self.iat
+            and exp == self.exp
+            and endpoints is self.endpoints
+            and like.stage is own.stage
+            and like.duration == own.duration
+            and like.capabilities == own.capabilities
+        )
 
 
 class _Handing(msgspec.Struct, eq=False):
