@@ -1,9 +1,10 @@
-"""Rounds of wrk against a service, each beside the raw signature that its core makes in the same moment."""
+"""Rounds of wrk against a service, each between raw signatures that its core makes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from tests.bench.figures import PER_SECOND, Figure
 from tests.bench.load import Requests, ask
@@ -74,7 +75,7 @@ def rounds_of(
 
 def _round(requests: Requests, seconds: float, servers: int) -> _Round:
     wait_until_idle(requests.pid)
-    raw = raw_signatures()
+    raw_before = raw_signatures()
     before = cpu_seconds(requests.pid)
     said = ask(
         requests,
@@ -85,11 +86,13 @@ def _round(requests: Requests, seconds: float, servers: int) -> _Round:
     tokens = said["requests"] * requests.tokens
     cpu = (cpu_seconds(requests.pid) - before) / tokens
     rate = tokens / said["seconds"]
+    wait_until_idle(requests.pid)
+    raws = (raw_before, raw_signatures())
     return _Round(
         rate,
-        rate / raw.per_second,
+        rate / fmean([raw.per_second for raw in raws]),
         cpu * 1e6,
-        raw.cpu_seconds / cpu,
+        fmean([raw.cpu_seconds for raw in raws]) / cpu,
         said["p50_ms"],
         said["p99_ms"],
     )
