@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
@@ -338,6 +338,19 @@ def test_in_whatever_order_changes_come_the_list_says_what_a_slow_reader_would(h
                     for ban in last.values()
                 )
                 assert (bans.check(stage, user, participant, now) is not None) == stands
+
+
+def test_a_stage_whose_last_ban_is_lifted_takes_no_room():
+    bans = BanList(NoBans(), lambda: NOW)
+    standing = [
+        Ban(f"b{n}", "user_on_stage", STAGE_TEXT, f"u{n}", None, None, "", None, NOW, version=n + 1)
+        for n in range(2)
+    ]
+    bans.apply(standing)
+    for lifted, left in ((standing[0], 1), (standing[1], 0)):
+        bans.apply([replace(lifted, lifted_at=NOW, version=9)])
+        assert len(bans) == left
+        assert len(bans._on_stage) == left
 
 
 async def test_the_age_of_the_list_counts_from_the_question_and_not_from_the_answer(time):

@@ -1,7 +1,7 @@
 """Who may not be issued a token: the bans, in memory.
 
 Every mint, batch item, exchange, fallback and idempotent replay asks `BanList.admit`, which does no
-I/O: four look-ups in dicts; or `admits_all`, which does the same for many items at once. The list is
+I/O: some look-ups in dicts; or `admits_all`, which does the same for many items at once. The list is
 read whole before the first mint, and then only what changed since (`BanStore.changes`), twice a second.
 The replica that takes a ban puts it into its own list before it answers. Since a mint takes a moment, it
 asks before it signs and once more after its ledger row is committed, just before its token leaves; a
@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import repeat
-from typing import Final, Literal, NoReturn, Protocol, TypeAlias, get_args
+from typing import Final, Literal, NoReturn, Protocol, TypeAlias
 
+import msgspec
 import structlog
 
 from tokensvc.errors import BannedError, StoreUnavailableError
@@ -38,8 +38,7 @@ _EXPIRED_AT_ONCE: Final = 500
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Ban:
+class Ban(msgspec.Struct, frozen=True, gc=False):
     """A ban; which of stage, user and participant are given is told by `kind`.
 
     `until` is in Unix seconds, None for good. `version` is the feed's after the ban's last change.
@@ -91,7 +90,8 @@ class BanSource(Protocol):
         ...
 
 
-_Key: TypeAlias = tuple[str | None, str | None, str | None]
+_Bans: TypeAlias = dict[str, tuple[Ban, ...]]
+"""Bans by what they are of."""
 
 
 class BanList:
@@ -109,9 +109,11 @@ class BanList:
         self._clock = clock
         self._max_age = max_age
         self._bans: dict[str, Ban] = {}
-        self._by_kind: dict[BanKind, dict[_Key, tuple[Ban, ...]]] = {
-            kind: {} for kind in get_args(BanKind)
-        }
+        self._of_stage: _Bans = {}
+        self._of_user: _Bans = {}
+        self._of_participant: _Bans = {}
+        self._on_stage: dict[str, _Bans] = {}
+        """By stage, those of its users."""
         self._ends: list[tuple[float, str]] = []
         self._version: int | None = None
         self._read_at = -math.inf
@@ -123,18 +125,19 @@ class BanList:
         self, stage_arn: str | None, user_id: str | None, participant_id: str | None, now: float
     ) -> Ban | None:
         """Return the ban that stands longest against this stage, user and participant, or None."""
-        # Most installations have bans of one kind or two; of the others not even the key is made.
-        of = self._by_kind
+        # Most installations have bans of one kind or two.
         bans: tuple[Ban, ...] = ()
-        if of["stage"]:
-            bans += of["stage"].get((stage_arn, None, None), ())
+        if self._of_stage and stage_arn is not None:
+            bans += self._of_stage.get(stage_arn, ())
         if user_id is not None:
-            if of["user_on_stage"]:
-                bans += of["user_on_stage"].get((stage_arn, user_id, None), ())
-            if of["user"]:
-                bans += of["user"].get((None, user_id, None), ())
-        if participant_id is not None and of["participant"]:
-            bans += of["participant"].get((None, None, participant_id), ())
+            if self._of_user:
+                bans += self._of_user.get(user_id, ())
+            if self._on_stage and stage_arn is not None:
+                of_users = self._on_stage.get(stage_arn)
+                if of_users is not None:
+                    bans += of_users.get(user_id, ())
+        if self._of_participant and participant_id is not None:
+            bans += self._of_participant.get(participant_id, ())
         if not bans:
             return None
         return max((ban for ban in bans if ban.holds(now)), key=_end, default=None)
@@ -159,12 +162,11 @@ class BanList:
         Where it is false, `admit` says of each. Raises StoreUnavailableError as `admit` does.
         """
         self._now_if_known()
-        of, nobody, of_stage = self._by_kind, repeat(None), repeat(stage_arn)
-        return not (
-            (stage_arn, None, None) in of["stage"]
-            or _has_any(of["user_on_stage"], zip(of_stage, user_ids, nobody, strict=False))
-            or _has_any(of["user"], zip(nobody, user_ids, nobody, strict=False))
-            or _has_any(of["participant"], zip(nobody, nobody, participant_ids, strict=False))
+        return (
+            stage_arn not in self._of_stage
+            and self._of_user.keys().isdisjoint(user_ids)
+            and self._on_stage.get(stage_arn or "", {}).keys().isdisjoint(user_ids)
+            and self._of_participant.keys().isdisjoint(participant_ids)
         )
 
     def _now_if_known(self) -> float:
@@ -252,7 +254,8 @@ class BanList:
 
     def __len__(self) -> int:
         """Return how many bans are known, some of which may have ended."""
-        return sum(len(bans) for of in self._by_kind.values() for bans in of.values())
+        of_what = (self._of_stage, self._of_user, self._of_participant, *self._on_stage.values())
+        return sum(len(bans) for of in of_what for bans in of.values())
 
     async def _read(self, after: int) -> None:
         while True:
@@ -270,26 +273,38 @@ class BanList:
             await fresh._read(after=0)
         finally:
             self._reloading = None
-        self._bans, self._by_kind, self._ends = fresh._bans, fresh._by_kind, fresh._ends
+        self._bans, self._ends = fresh._bans, fresh._ends
+        self._of_stage, self._of_user = fresh._of_stage, fresh._of_user
+        self._of_participant, self._on_stage = fresh._of_participant, fresh._on_stage
         self._version, self._forgotten_until = version, -math.inf
 
     def _add(self, ban: Ban) -> None:
-        key = _key(ban)
         self._bans[ban.ban_id] = ban
-        of_kind = self._by_kind[_kind(key)]
-        of_kind[key] = (*of_kind.get(key, ()), ban)
+        among, subject = self._place(ban)
+        among[subject] = (*among.get(subject, ()), ban)
         if ban.until is not None:
             heapq.heappush(self._ends, (ban.until, ban.ban_id))
 
     def _remove(self, ban: Ban) -> None:
         del self._bans[ban.ban_id]
-        key = _key(ban)
-        of_kind = self._by_kind[_kind(key)]
-        others = tuple(one for one in of_kind.get(key, ()) if one.ban_id != ban.ban_id)
+        among, subject = self._place(ban)
+        others = tuple(one for one in among.get(subject, ()) if one.ban_id != ban.ban_id)
         if others:
-            of_kind[key] = others
+            among[subject] = others
         else:
-            of_kind.pop(key, None)
+            among.pop(subject, None)
+            if not among and among is self._on_stage.get(ban.stage_arn or ""):
+                del self._on_stage[ban.stage_arn or ""]
+
+    def _place(self, ban: Ban) -> tuple[_Bans, str]:
+        """Return where the ban is kept, by what it names: a damaged `kind` makes no hole."""
+        if ban.participant_id is not None:
+            return self._of_participant, ban.participant_id
+        if ban.user_id is None:
+            return self._of_stage, ban.stage_arn or ""
+        if ban.stage_arn is None:
+            return self._of_user, ban.user_id
+        return self._on_stage.setdefault(ban.stage_arn, {}), ban.user_id
 
     def _forget_ended(self) -> None:
         now = self._clock()
@@ -304,26 +319,8 @@ class BanList:
                     self._forgotten_until = max(self._forgotten_until, ban.end)
 
 
-def _has_any(of_kind: Mapping[_Key, tuple[Ban, ...]], keys: Iterable[_Key]) -> bool:
-    return bool(of_kind) and not of_kind.keys().isdisjoint(keys)
-
-
 def _end(ban: Ban) -> float:
     return ban.end
-
-
-def _key(ban: Ban) -> _Key:
-    return (ban.stage_arn, ban.user_id, ban.participant_id)
-
-
-def _kind(key: _Key) -> BanKind:
-    """Return what a ban is of, by its subject: a damaged `kind` makes no hole."""
-    stage_arn, user_id, participant_id = key
-    if participant_id is not None:
-        return "participant"
-    if user_id is None:
-        return "stage"
-    return "user" if stage_arn is None else "user_on_stage"
 
 
 def _refuse(ban: Ban) -> NoReturn:
