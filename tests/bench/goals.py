@@ -55,22 +55,27 @@ def _value(section: str, *names: str) -> Callable[[Report], float | None]:
 
 
 def _rounds_apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many of ours there are for one of theirs: the median of the rounds, each in turn with the other."""
+    """How many of ours there are for one of theirs: the median of the rounds.
+
+    Both are rates. They were asked in turn, so each round met the same machine: the raw signature, which
+    was measured for each by itself, would only add what it varies by.
+    """
     return median(our / their for our, their in zip(ours, theirs, strict=True))
 
 
 def _against_node(report: Report) -> float | None:
     ours = report.find("j", "tokensvc")
+    # One that is not there has a figure without ratios, which says so.
     nodes = [one for one in report.of("j") if one.name.startswith("Node,") and one.ratios]
     if ours is None or not nodes:
         return None
-    return min(_rounds_apart(ours.ratios, node.ratios) for node in nodes)
+    return min(_rounds_apart(ours.rounds, node.rounds) for node in nodes)
 
 
 def _against_few_rows(report: Report) -> float | None:
     few = report.find("h", "10,000 rows: one mint a request")
     many = report.find("h", "10,000,000 rows: one mint a request")
-    return _rounds_apart(many.ratios, few.ratios) if few and many else None
+    return _rounds_apart(many.rounds, few.rounds) if few and many else None
 
 
 _MINT, _BATCH = "one mint a request", "batches of 100"

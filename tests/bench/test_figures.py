@@ -55,10 +55,10 @@ def test_a_goal_is_judged_by_the_median_of_the_rounds_ratios():
 
 def test_the_comparison_with_node_is_with_its_fastest_server():
     report = Report()
-    ours = Figure("j", "tokensvc", PER_SECOND, [1.0, 1.0], [0.75, 0.5])
-    slow = Figure("j", "Node, express + jsonwebtoken", PER_SECOND, [1.0, 1.0], [0.0625, 0.0625])
-    fast = Figure("j", "Node, fastify + fast-jwt", PER_SECOND, [1.0, 1.0], [0.125, 0.25])
-    go = Figure("j", "Go, net/http", PER_SECOND, [1.0, 1.0], [0.3, 0.3])
+    ours = Figure("j", "tokensvc", PER_SECOND, [7500.0, 5000.0], [0.5, 0.5])
+    slow = Figure("j", "Node, express + jsonwebtoken", PER_SECOND, [625.0, 625.0], [0.1, 0.1])
+    fast = Figure("j", "Node, fastify + fast-jwt", PER_SECOND, [1250.0, 2500.0], [0.1, 0.1])
+    go = Figure("j", "Go, net/http", PER_SECOND, [3000.0, 3000.0], [0.3, 0.3])
     absent = Figure("j", "Node, other: not measured, there is no node", PER_SECOND, [0.0])
     report.replace("j", [ours, slow, fast, go, absent], {})
     # Each round with its own: 6 times and 2 times.
@@ -67,8 +67,8 @@ def test_the_comparison_with_node_is_with_its_fastest_server():
 
 def test_ten_million_rows_are_held_against_ten_thousand_round_by_round():
     report = Report()
-    few = Figure("h", f"10,000 rows: {MINT}", PER_SECOND, [1.0] * 3, [0.4, 0.5, 0.2])
-    many = Figure("h", f"10,000,000 rows: {MINT}", PER_SECOND, [1.0] * 3, [0.4, 0.4, 0.19])
+    few = Figure("h", f"10,000 rows: {MINT}", PER_SECOND, [4000.0, 5000.0, 2000.0], [0.5] * 3)
+    many = Figure("h", f"10,000,000 rows: {MINT}", PER_SECOND, [4000.0, 4000.0, 1900.0], [0.5] * 3)
     report.replace("h", [few, many], {})
     assert (
         said(report, "(h) mints with 10^7 living rows, to those with 10^4") == ">= 0.9 0.95 reached"
