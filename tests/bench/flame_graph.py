@@ -32,15 +32,18 @@ _WIDTH, _ROW, _LETTER, _TOP = 1200, 17, 6.1, 44
 _NARROWEST = 0.7
 """Pixels; what is narrower is left out, and its place stays empty."""
 _THREAD = re.compile(r"thread \((\d+)\): (.*)")
-_NAMES = {"MainThread": "event loop", "store-writer_0": "thread that commits"}
+_NAMES = {"MainThread": "event loop", "store-writer": "thread that commits"}
 _LINE = re.compile(r":\d+(?=\)$)")
 _WAITING = {
     "_worker (concurrent/futures/thread.py)", "_connection_worker_thread (aiosqlite/core.py)",
-    "Condition.wait (threading.py)",
+    "Condition.wait (threading.py)", "WorkThread._serve (tokensvc/store/work_thread.py)",
 }  # fmt: skip
 _ENOUGH = 20
 """Samples of a thread that say where its time goes."""
-_STARTS = ("Runner.run (asyncio/runners.py)", "_worker (concurrent/futures/thread.py)")
+_STARTS = (
+    "Runner.run (asyncio/runners.py)", "_worker (concurrent/futures/thread.py)",
+    "WorkThread._serve (tokensvc/store/work_thread.py)",
+)  # fmt: skip
 _LAYERS = (
     ("tokensvc/signing", 4), ("awscrt/crypto", 4), ("tokensvc/ledger", 205), ("tokensvc/store", 205),
     ("sqlalchemy", 205),

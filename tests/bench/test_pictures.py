@@ -76,8 +76,8 @@ def test_every_picture_of_the_documents_is_there_small_and_shown():
 STACKS = """\
 thread (11): MainThread;Runner.run (asyncio/runners.py:86);mint (a.py:1);EC.sign (awscrt/crypto.py:3) 30
 thread (11): MainThread;main (c.py:1);Runner.run (asyncio/runners.py:86);mint (a.py:1) 10
-thread (12): store-writer_0;run (t.py:1);_worker (concurrent/futures/thread.py:58);commit (b.py:2) 20
-thread (12): store-writer_0;run (t.py:1);_worker (concurrent/futures/thread.py:69) 93
+thread (12): store-writer;run (t.py:1);WorkThread._serve (tokensvc/store/work_thread.py:76);commit (b.py:2) 20
+thread (12): store-writer;run (t.py:1);WorkThread._serve (tokensvc/store/work_thread.py:72) 93
 thread (14): uvloop_0;run (t.py:1);_worker (concurrent/futures/thread.py:58);seldom (c.py:3) 1
 thread (13): audit;run (t.py:1);Condition.wait (threading.py:295) 100
 """
