@@ -327,6 +327,7 @@ def test_in_whatever_order_changes_come_the_list_says_what_a_slow_reader_would(h
     for state in order:
         bans.apply([state])
     last = {state.ban_id: state for state in states}
+    assert len(bans) == sum(ban.lifted_at is None for ban in last.values())
     for stage in ("s1", "s2"):
         for user in ("u1", "u2", None):
             for participant in ("p1", None):

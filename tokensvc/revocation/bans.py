@@ -114,6 +114,7 @@ class BanList:
         self._of_participant: _Bans = {}
         self._on_stage: dict[str, _Bans] = {}
         """By stage, those of its users."""
+        self._count = 0
         self._ends: list[tuple[float, str]] = []
         self._version: int | None = None
         self._read_at = -math.inf
@@ -253,9 +254,8 @@ class BanList:
         return max(0.0, self._clock() - self._read_at)
 
     def __len__(self) -> int:
-        """Return how many bans are known, some of which may have ended."""
-        of_what = (self._of_stage, self._of_user, self._of_participant, *self._on_stage.values())
-        return sum(len(bans) for of in of_what for bans in of.values())
+        """Return how many bans are known that are not lifted, some of which may have ended."""
+        return self._count
 
     async def _read(self, after: int) -> None:
         while True:
@@ -273,7 +273,7 @@ class BanList:
             await fresh._read(after=0)
         finally:
             self._reloading = None
-        self._bans, self._ends = fresh._bans, fresh._ends
+        self._bans, self._ends, self._count = fresh._bans, fresh._ends, fresh._count
         self._of_stage, self._of_user = fresh._of_stage, fresh._of_user
         self._of_participant, self._on_stage = fresh._of_participant, fresh._on_stage
         self._version, self._forgotten_until = version, -math.inf
@@ -282,11 +282,15 @@ class BanList:
         self._bans[ban.ban_id] = ban
         among, subject = self._place(ban)
         among[subject] = (*among.get(subject, ()), ban)
+        self._count += 1
         if ban.until is not None:
             heapq.heappush(self._ends, (ban.until, ban.ban_id))
 
     def _remove(self, ban: Ban) -> None:
         del self._bans[ban.ban_id]
+        if ban.lifted_at is not None:
+            return
+        self._count -= 1
         among, subject = self._place(ban)
         others = tuple(one for one in among.get(subject, ()) if one.ban_id != ban.ban_id)
         if others:
