@@ -192,7 +192,7 @@ class _Batch:
             if isinstance(endpoints, TokenServiceError):
                 done.update(dict.fromkeys(range(start, start + len(requests)), endpoints))
                 continue
-            is_good, many = False, len(requests) > 1
+            is_good = False
             for index, item in enumerate(requests, start):
                 if slices.spent():
                     await slices.breathe()
@@ -200,9 +200,7 @@ class _Batch:
                 try:
                     if not is_good:
                         # Asked again, since the key may have gone while anything was awaited.
-                        signing = issuer.signs_like(
-                            item, endpoints, caller_id, many=many, before=signing
-                        )
+                        signing = issuer.signs_like(item, endpoints, caller_id, signing)
                         is_good = True
                     if signing is not None:
                         done[index] = signing.sign(item)

@@ -283,36 +283,22 @@ class TokenIssuer:
         like: TokenRequest,
         endpoints: StageEndpoints,
         caller_id: str | None,
-        *,
-        many: bool,
         before: Signing | None = None,
     ) -> Signing | None:
         """Return what signs requests that differ from `like` in user and attributes alone.
 
-        Where there are `many`, what they have in common is made once. None sends them to IVS. It is good
-        until anything is awaited: then the key may be gone, and the time is another. What was returned
-        `before` to the same caller is returned again where it still holds. Raises as `signer_of` does.
+        What they have in common is made once. None sends them to IVS. It is good until anything is
+        awaited: then the key may be gone, and the time is another. What was returned `before` to the same
+        caller is returned again where it still holds. Raises as `signer_of` does.
         """
         key = self.signer_of(like)
         if key is None:
             return None
         iat, exp = self._times(like)
-        if (
-            before is not None
-            and (before.many or not many)
-            and before.is_for(like, endpoints, key, iat, exp)
-        ):
+        if before is not None and before.is_for(like, endpoints, key, iat, exp):
             return before
-        sign: Callable[[TokenRequest], Draft]
-        if many:
-            sign = signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
-        else:
-
-            def sign(request: TokenRequest) -> Draft:
-                identity = Identity(self._new_id(), iat, exp)
-                return signed_here(request, endpoints, identity, key, caller_id)
-
-        return Signing(like, endpoints, key, iat, exp, many, sign)
+        sign = signs_here(like, endpoints, iat, exp, key, caller_id, self._new_id)
+        return Signing(like, endpoints, key, iat, exp, sign)
 
     def times(self, request: TokenRequest, participant_id: str | None = None) -> Identity:
         """Return the identity of a token signed now, of a new participant unless one is given."""
@@ -345,8 +331,6 @@ class Signing(msgspec.Struct, frozen=True, eq=False):
     key: SigningKey
     iat: int
     exp: int
-    many: bool
-    """Whether it was made for many of them."""
     sign: Callable[[TokenRequest], Draft]
 
     def is_for(
