@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, insert, or_, select, update
@@ -30,8 +30,6 @@ MAX_LIFTED: Final = 100
 """Bans that one call lifts; each is a change of its own in the feed."""
 TOMBSTONE_SECONDS: Final = 86_400.0
 """How long an ended ban stays stored: longer than any replica may go on without a refresh."""
-
-Text = TypeVar("Text", str, str | None)
 
 _log = structlog.get_logger(__name__)
 
@@ -219,7 +217,7 @@ def _ban(row: Row[Any]) -> Ban:
     )
 
 
-def _shared(text: Text) -> Text:
+def _shared(text: Any) -> Any:
     """Return the text that other bans have as well: of a hundred thousand, most are of few stages."""
     return sys.intern(text) if type(text) is str else text
 
