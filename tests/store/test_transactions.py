@@ -23,6 +23,8 @@ from tokensvc.store.inserts import Insertion, insert_rows
 from tokensvc.store.tables import leases
 from tokensvc.store.transactions import Transactions, open_transactions
 
+PATIENCE_SECONDS = 10.0
+
 
 class Store(NamedTuple):
     """A new database, and what writes it."""
@@ -180,22 +182,39 @@ async def test_rows_alone_wait_for_another_writer_and_see_what_it_has_written(st
     assert names == [("before",), ("ours",), ("theirs",)]
 
 
+class Hanging:
+    """A transaction that does not end until it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, _: object) -> None:
+        self.begun.set()
+        self.goes_on.wait()
+
+    async def is_given_up(self, transactions: Transactions) -> None:
+        """See that whoever runs it is told that it was not in time, which is not before it has begun."""
+        given_up = asyncio.create_task(transactions.run("test", self))
+        await asyncio.sleep(0)
+        # The event loop stands still, and its timers with it.
+        assert self.begun.wait(PATIENCE_SECONDS)
+        with pytest.raises(StoreUnavailableError, match="in time") as refused:
+            await given_up
+        assert refused.value.retry_after
+
+
 async def test_a_disk_that_hangs_holds_nobody_up_for_good_and_who_gave_up_in_the_queue_writes_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     transactions = store.transactions
-    goes_on, done = threading.Event(), []
-
-    def hang(_: object) -> None:
-        goes_on.wait()
-
+    hanging, done = Hanging(), list[object]()
     with monkeypatch.context() as impatient:
         impatient.setattr("tokensvc.store.transactions.MAX_SECONDS", 0.01)
-        for work in (hang, done.append):
-            with pytest.raises(StoreUnavailableError, match="in time") as refused:
-                await transactions.run("test", work)
-            assert refused.value.retry_after
-    goes_on.set()
+        await hanging.is_given_up(transactions)
+        with pytest.raises(StoreUnavailableError, match="in time") as refused:
+            await transactions.run("test", done.append)
+        assert refused.value.retry_after
+    hanging.goes_on.set()
     assert await transactions.run("test", lambda _: "on") == "on"
     assert done == []
 
@@ -203,16 +222,11 @@ async def test_a_disk_that_hangs_holds_nobody_up_for_good_and_who_gave_up_in_the
 async def test_a_disk_that_hangs_does_not_hold_up_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    goes_on = threading.Event()
-
-    def hang(_: object) -> None:
-        goes_on.wait()
-
+    hanging = Hanging()
     transactions = open_transactions(store.engine)
     with monkeypatch.context() as impatient, capture_logs() as logs:
         impatient.setattr("tokensvc.store.transactions.MAX_SECONDS", 0.01)
-        with pytest.raises(StoreUnavailableError, match="in time"):
-            await transactions.run("test", hang)
+        await hanging.is_given_up(transactions)
         await transactions.aclose()
-    goes_on.set()
+    hanging.goes_on.set()
     assert [one["event"] for one in logs] == ["store_writer_hangs"]

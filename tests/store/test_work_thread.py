@@ -82,7 +82,9 @@ async def test_a_result_that_comes_too_late_goes_nowhere(thread: WorkThread):
         return "late"
 
     late = asyncio.create_task(thread.run(0.001, hang))
-    await asyncio.to_thread(begun.wait)
+    await asyncio.sleep(0)
+    # Here, so that the time is not up before the work has begun.
+    assert begun.wait(PATIENCE_SECONDS)
     with pytest.raises(TimeoutError):
         await late
     goes_on.set()

@@ -71,8 +71,7 @@ class Checkpointer:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="store-checkpoints", daemon=True)
             self._thread.start()
-        if not self._written.is_set():
-            self._written.set()
+        self._written.set()
 
     def close(self) -> None:
         """End the thread, after the copying that is under way; blocks. What is left is copied later."""

@@ -83,31 +83,23 @@ class _ThreadTransactions:
             return await self._thread.run(MAX_SECONDS, self._run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with write_faults(operation):
-            connection = self._taken()
-            try:
-                if isinstance(work, Insertion) and work.is_done_alone(connection):
-                    result = cast("T", None)
-                else:
-                    with connection.begin():
-                        result = work(connection)
-            except BaseException:
-                self._let_go()
-                raise
+        with write_faults(operation), self._kept() as connection:
+            if isinstance(work, Insertion) and work.is_done_alone(connection):
+                result = cast("T", None)
+            else:
+                with connection.begin():
+                    result = work(connection)
         self._checkpointer.note_commit()
         return result
 
-    def _taken(self) -> Connection:
-        """Return the thread's connection, which is taken from its engine anew after an error."""
+    @contextmanager
+    def _kept(self) -> Iterator[Connection]:
+        """Lend the thread's connection, which is taken from its engine anew after an error."""
         # To take it and give it back for each transaction costs as much as two rows of the ledger.
         if self._connection is None:
             self._connection = self._engine.connect()
-        return self._connection
-
-    @contextmanager
-    def _lend(self) -> Iterator[Connection]:
         try:
-            yield self._taken()
+            yield self._connection
         except BaseException:
             self._let_go()
             raise
@@ -118,7 +110,7 @@ class _ThreadTransactions:
             kept.close()
 
     def _between_commits(self, copy: Callable[[Lend], object]) -> None:
-        self._thread.put(copy, self._lend)
+        self._thread.put(copy, self._kept)
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._checkpointer.close)

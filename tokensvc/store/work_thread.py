@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkThread:
-    """Starts with the first piece of work; any thread may bring some.
+    """Starts with the first piece of work; from then on any thread may bring some.
 
     What waits is not bounded here: who brings work waits for it, or brings it once in a while.
     """
