@@ -16,10 +16,19 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from tokensvc.store import open_engine, upgrade
-from tokensvc.store.checkpoints import BACKSTOP_PAGES, NICE, RESTART_PAGES, Checkpointer, Lend
+from tokensvc.store.checkpoints import (
+    BACKSTOP_PAGES,
+    FEW_PAGES,
+    MAX_PASSES,
+    NICE,
+    RESTART_PAGES,
+    Checkpointer,
+    Lend,
+)
 from tokensvc.store.checkpoints import _checkpoint as checkpoint_once
 from tokensvc.store.engine import open_writer_engine
 from tokensvc.store.transactions import Transactions, open_transactions
@@ -138,6 +147,43 @@ async def test_what_is_copied_is_begun_anew_by_the_next_commit(
     await engine.dispose()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "passes"),
+    [
+        ([RESTART_PAGES - 1], 1),
+        ([RESTART_PAGES, RESTART_PAGES + FEW_PAGES], 2),
+        ([8_000, 12_000, 13_000, 13_201, 13_300, 13_300], 5),
+        ([8_000, 9_000, 10_000, 11_000, 12_000, 13_000], MAX_PASSES),
+        # Another process began the journal anew meanwhile.
+        ([9_000, 10], 2),
+    ],
+)
+async def test_the_disk_has_what_was_copied_before_the_writer_copies_the_rest(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int], passes: int
+) -> None:
+    """SQLite would wait for it in the writer's turn, for which commits wait."""
+    engine = open_engine(f"sqlite+aiosqlite:///{path}")
+    found = iter(lengths)
+    done: list[str] = []
+
+    def checkpoint(lend: Lend) -> int:
+        done.append("pass")
+        return next(found)
+
+    def sync(descriptor: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), path.stat())
+        done.append("sync")
+
+    monkeypatch.setattr("tokensvc.store.checkpoints._checkpoint", checkpoint)
+    monkeypatch.setattr("tokensvc.store.checkpoints._sync", sync)
+    sut = Checkpointer(open_writer_engine(engine), lambda _: done.append("writer"))
+    sut.copy()
+    after_each = ["pass", "sync"] * passes
+    assert done == (["pass"] if passes == 1 else [*after_each, "writer"])
+    sut.close()
+    await engine.dispose()
+
+
 async def test_every_commit_has_its_journal_copied_by_another_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,12 +250,19 @@ async def test_a_short_journal_is_copied_and_goes_on(path: Path) -> None:
     await engine.dispose()
 
 
-def test_a_journal_that_cannot_be_copied_is_told_once(path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("PRAGMA", None, sqlite3.OperationalError("disk I/O error")),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_journal_that_cannot_be_copied_is_told_once(path: Path, error: Exception) -> None:
     engine = open_engine(f"sqlite+aiosqlite:///{path}")
     sut = Checkpointer(open_writer_engine(engine), lambda _: None)
 
     def fail() -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise error
 
     with capture_logs() as logs:
         sut._told(fail)

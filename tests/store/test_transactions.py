@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from tests.store.support import url_of
 from tokensvc.errors import StoreRefusedError, StoreUnavailableError
+from tokensvc.store import engine as engine_module
 from tokensvc.store import open_engine, upgrade
 from tokensvc.store.inserts import Insertion, insert_rows
 from tokensvc.store.tables import leases
@@ -123,6 +124,25 @@ async def test_rows_alone_meet_a_full_disk_and_a_lock_as_others_do(store: Store)
     async with store.engine.connect() as connection:
         stored = (await connection.execute(select(leases.c.holder))).scalars().all()
     assert stored == ["free"] * 200
+
+
+async def test_a_connection_that_cannot_be_told_to_wait_for_the_disk_again_commits_nothing_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = store.transactions
+
+    def how_it_waits(connection: Connection) -> tuple[object, int]:
+        waits = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        return waits, id(connection.connection.dbapi_connection)
+
+    _, first = await transactions.run("test", how_it_waits)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "_SYNCED", "PRAGMA of no such kind")
+        with pytest.raises(StoreUnavailableError):
+            await transactions.run("test", how_it_waits, may_be_lost=True)
+    waits, second = await transactions.run("test", how_it_waits)
+    assert waits == 2
+    assert second != first
 
 
 @pytest.fixture

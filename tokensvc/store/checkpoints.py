@@ -7,6 +7,10 @@ What was written meanwhile is too little to be noticed; the writer copies it bet
 next one begins the journal anew. If this thread does not keep up, or is gone, the writer copies all, as
 it would without it.
 
+SQLite waits for the disk only when it has copied the last page, and so not while commits go on: the writer,
+who copies that one, would wait for all that was copied before, a tenth of a second where rows are deleted
+all over the file. So this thread has the system write it, before the writer's turn.
+
 Where all threads share one core, its 1.5 ms of copying would still be in the way of whoever commits then:
 on Linux it takes the core when the others leave it (setpriority(2): a thread has a nice value of its own).
 """
@@ -14,7 +18,6 @@ on Linux it takes the core when the others leave it (setpriority(2): a thread ha
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +27,8 @@ from typing import Final, TypeAlias
 import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
+
+from tokensvc.store.outside import execute_outside
 
 __all__ = ["BACKSTOP_PAGES", "NICE", "Checkpointer", "Lend"]
 
@@ -35,11 +40,19 @@ RESTART_PAGES: Final = 8_000
 """A shorter journal, 32 MB, is not begun anew: the writer has to copy its last pages then, for which commits
 wait. Pages that are written again and again are copied once, too."""
 
+FEW_PAGES: Final = 200
+MAX_PASSES: Final = 5
+"""The writer's turn comes after a pass in which no more than that were written meanwhile, but after so many
+passes anyway; each takes less long than the one before, since it has only that to copy."""
+
 NICE: Final = 10
 """A tenth of the share of another thread: many times what it needs where they take all that they get."""
 
 Lend: TypeAlias = Callable[[], AbstractContextManager[Connection]]
 """Lends a connection that is in no transaction."""
+
+_sync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+"""Not on every system is there one that leaves out the file's times."""
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +78,7 @@ class Checkpointer:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._failing = False
+        self._descriptor: int | None = None
 
     def note_commit(self) -> None:
         """Take note that there is something to copy; starts the thread at the first. For the writer's."""
@@ -83,11 +97,26 @@ class Checkpointer:
 
     def copy(self) -> None:
         """Copy what is in the journal now; what comes meanwhile, if it is long, between two commits."""
-        if _checkpoint(self._engine.connect) < RESTART_PAGES:
+        pages = _checkpoint(self._engine.connect)
+        if pages < RESTART_PAGES:
             return
         # Most of what came meanwhile as well, so that little is left that holds up commits.
-        _checkpoint(self._engine.connect)
+        for _ in range(MAX_PASSES - 1):
+            self._have_written()
+            before, pages = pages, _checkpoint(self._engine.connect)
+            if pages - before <= FEW_PAGES:
+                break
+        self._have_written()
         self._between_commits(self._copy_rest)
+
+    def _have_written(self) -> None:
+        """Wait until the disk has all that is in the database's file."""
+        if self._descriptor is None:
+            # A descriptor of its own: whoever waits is told of a fault once, and SQLite is to hear of it
+            # too. It is never closed, since with it the process would lose its locks on the file, whoever
+            # holds them (fcntl(2), "Record locks").
+            self._descriptor = os.open(str(self._engine.url.database), os.O_RDONLY)
+        _sync(self._descriptor)
 
     def _copy_rest(self, lend: Lend) -> None:
         self._told(lambda: _checkpoint(lend))
@@ -104,7 +133,7 @@ class Checkpointer:
     def _told(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except (SQLAlchemyError, sqlite3.Error) as error:
+        except (SQLAlchemyError, OSError) as error:
             # The journal only grows, up to where a commit copies it and says what is wrong.
             if not self._failing:
                 _log.warning("journal_not_copied", reason=type(error).__name__)
@@ -127,12 +156,6 @@ def _give_way() -> None:
 def _checkpoint(lend: Lend) -> int:
     """Copy the journal as far as nobody is in the way; return its length in pages, 0 if it is busy."""
     with lend() as connection:
-        # Not by its `execute`, which would begin a transaction.
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            answer = cursor.fetchone()
-        finally:
-            cursor.close()
+        answer = execute_outside(connection, "PRAGMA wal_checkpoint(PASSIVE)")
     # Whether somebody else is at it, the journal's pages, and how many of them are copied.
     return 0 if answer is None or answer[0] else int(answer[1])

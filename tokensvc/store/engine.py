@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,10 +28,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tokensvc.errors import ConfigurationError
 from tokensvc.store.checkpoints import BACKSTOP_PAGES
+from tokensvc.store.outside import execute_outside
 from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
 from tokensvc.store.turns import connect_in_turns
 
-__all__ = ["open_engine", "open_migration_engine", "open_writer_engine"]
+__all__ = ["open_engine", "open_migration_engine", "open_writer_engine", "unsynced"]
+
+_SYNCED: Final = "PRAGMA synchronous=FULL"
 
 LOCK_TIMEOUT_SECONDS: Final = 5.0
 POOL_TIMEOUT_SECONDS: Final = 5.0
@@ -110,6 +115,24 @@ def open_writer_engine(engine: AsyncEngine) -> Engine:
     return writer
 
 
+@contextmanager
+def unsynced(connection: Connection) -> Iterator[None]:
+    """Let what is committed inside wait for the disk until the next commit that does; SQLite's alone.
+
+    `connection` is in no transaction, before and after. A connection that cannot be told to wait again
+    is closed for good: nothing that must last is ever committed on it.
+    """
+    try:
+        execute_outside(connection, "PRAGMA synchronous=NORMAL")
+        yield
+    finally:
+        try:
+            execute_outside(connection, _SYNCED)
+        except BaseException:
+            connection.invalidate()
+            raise
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -170,7 +193,7 @@ def _prepare_connection(connection: DBAPIConnection, _entry: ConnectionPoolEntry
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(_SYNCED)
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     finally:

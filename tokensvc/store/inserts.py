@@ -9,7 +9,6 @@ COPY).
 
 from __future__ import annotations
 
-import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Column, Connection, Float, Integer, Table
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError
+
+from tokensvc.store.outside import execute_outside
 
 __all__ = ["Insertion", "insert_absent", "insert_rows"]
 
@@ -88,16 +88,7 @@ class Insertion:
         if len(found) != 1:
             return False
         ((statement, values),) = found
-        cursor = connection.connection.cursor()
-        try:
-            # SQLAlchemy would begin a transaction.
-            cursor.execute(statement, values)
-        except sqlite3.Error as error:
-            raise DBAPIError.instance(
-                statement, None, error, sqlite3.Error, hide_parameters=True
-            ) from error
-        finally:
-            cursor.close()
+        execute_outside(connection, statement, values)
         return True
 
 

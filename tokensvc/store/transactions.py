@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, Protocol, TypeVar, cast
 
 import structlog
@@ -23,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.checkpoints import Checkpointer, Lend
-from tokensvc.store.engine import open_writer_engine
+from tokensvc.store.engine import open_writer_engine, unsynced
 from tokensvc.store.faults import sqlstate_of, store_faults, write_faults
 from tokensvc.store.inserts import Insertion
 from tokensvc.store.sqlstates import RETRIED
@@ -45,13 +46,18 @@ MAX_ATTEMPTS: Final = 4
 class Transactions(Protocol):
     """Runs write transactions one after the other; belongs to one event loop."""
 
-    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+    async def run(
+        self, operation: str, work: Callable[[Connection], T], *, may_be_lost: bool = False
+    ) -> T:
         """Run `work` in a transaction and return what it returns, once that is committed.
 
         `work` may run more than once, each time from the start. `operation` says in words what is
         tried; it goes to the log. Raises StoreUnavailableError where the database does not take it, or
         not in time, and StoreRefusedError where a value is at fault. Whoever is cancelled, or told that
         it was not in time, does not learn whether the transaction was committed.
+
+        With `may_be_lost` nobody waits for the disk: the transaction is on it with the next one that is
+        waited for, and a crash before that undoes it. It is for what would be done again then.
         """
         ...
 
@@ -77,10 +83,13 @@ class _ThreadTransactions:
         self._thread = WorkThread("store-writer")
         self._connection: Connection | None = None
 
-    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+    async def run(
+        self, operation: str, work: Callable[[Connection], T], *, may_be_lost: bool = False
+    ) -> T:
         # A disk that hangs holds up the thread, which cannot be helped; not everybody who waits for it.
+        run = self._run_unsynced if may_be_lost else self._run
         with store_faults(operation):
-            return await self._thread.run(MAX_SECONDS, self._run, operation, work)
+            return await self._thread.run(MAX_SECONDS, run, operation, work)
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with write_faults(operation), self._kept() as connection:
@@ -89,6 +98,17 @@ class _ThreadTransactions:
             else:
                 with connection.begin():
                     result = work(connection)
+        self._checkpointer.note_commit()
+        return result
+
+    def _run_unsynced(self, operation: str, work: Callable[[Connection], T]) -> T:
+        with (
+            write_faults(operation),
+            self._kept() as connection,
+            unsynced(connection),
+            connection.begin(),
+        ):
+            result = work(connection)
         self._checkpointer.note_commit()
         return result
 
@@ -131,16 +151,19 @@ class _PooledTransactions:
         self._engine = engine
         self._owned = owned
 
-    async def run(self, operation: str, work: Callable[[Connection], T]) -> T:
+    async def run(
+        self, operation: str, work: Callable[[Connection], T], *, may_be_lost: bool = False
+    ) -> T:
+        done = partial(_unsynced_on_postgresql, work) if may_be_lost else work
         with write_faults(operation):
             for _ in range(MAX_ATTEMPTS - 1):
                 try:
-                    return await self._run(work)
+                    return await self._run(done)
                 except DBAPIError as error:
                     if sqlstate_of(error) not in RETRIED:
                         raise
                     _log.info("transaction_repeated", operation=operation)
-            return await self._run(work)
+            return await self._run(done)
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         async with self._engine.begin() as connection:
@@ -150,3 +173,8 @@ class _PooledTransactions:
         """Close an engine that is owned; any other is its owner's."""
         if self._owned:
             await self._engine.dispose()
+
+
+def _unsynced_on_postgresql(work: Callable[[Connection], T], connection: Connection) -> T:
+    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+    return work(connection)
