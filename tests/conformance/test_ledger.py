@@ -301,9 +301,32 @@ async def test_a_damaged_row_is_named_not_passed_on(writer, ledger, engine):
         await ledger.latest_of(["p0", "p1"], EveryRow())
 
 
-async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(writer, ledger, engine):
-    # Two days before, since PostgreSQL drops a day as a whole once all of it is due.
-    due = NOW - 100 - 2 * 86_400
+TWO_DAYS = 2 * 86_400
+"""PostgreSQL drops a day as a whole once all of it is due; what is due before is deleted row by row."""
+
+
+class Ticking:
+    """A clock on which every reading is `step` seconds after the one before."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+async def transactions(engine: AsyncEngine) -> AsyncIterator[Transactions]:
+    transactions = open_transactions(engine)
+    yield transactions
+    await transactions.aclose()
+
+
+async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(
+    writer, ledger, engine, transactions
+):
+    due = NOW - 100 - TWO_DAYS
     await writer.record([row(exp=due - n) for n in range(25)] + [row("kept", exp=NOW - 99)])
     ref = idempotency_ref("backend", "mint", "key", b"{}")
     await writer.record([row("living")], Claim(ref, "{}", NOW - 1))
@@ -312,11 +335,58 @@ async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(writer, 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    janitor = LedgerJanitor(engine, retention=100, clock=lambda: NOW, sleep=sleep, slice_rows=10)
+    janitor = LedgerJanitor(
+        engine, transactions, retention=100, clock=lambda: NOW, sleep=sleep, slice_rows=10
+    )
     assert await janitor.sweep() == 26
     assert len(pauses) == 2
     assert {t.token_id for t in (await ledger.living(due - 100)).tokens} == {"kept", "living"}
     assert await janitor.sweep() == 0
+
+
+@pytest.mark.parametrize(
+    ("late", "busy"), [(0, 0.02), (3 * 3600, 0.26), (6 * 3600, 0.5), (TWO_DAYS, 0.5)]
+)
+async def test_the_later_rows_are_deleted_the_less_the_janitor_rests(
+    writer, engine, transactions, late, busy
+):
+    exp = NOW - TWO_DAYS
+    await writer.record([row(exp=exp) for _ in range(15)])
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    janitor = LedgerJanitor(
+        engine, transactions, retention=TWO_DAYS - late, clock=lambda: NOW, sleep=sleep,
+        monotonic=Ticking(0.001), slice_rows=10,
+    )  # fmt: skip
+    assert await janitor.sweep() == 15
+    # A slice is read off as one step of the clock.
+    assert pauses == [pytest.approx(0.001 / busy - 0.001)]
+    assert janitor.late() == 0
+
+
+async def test_a_sweep_ends_after_a_minute_and_says_how_late_it_is(writer, engine, transactions):
+    await writer.record([row(exp=NOW - TWO_DAYS - n) for n in range(30)])
+    refs = [idempotency_ref("backend", "mint", f"key {n}", b"{}") for n in range(30)]
+    for ref in refs:
+        await writer.record([row("living")], Claim(ref, "{}", NOW - 50))
+
+    async def sleep(_: float) -> None:
+        pass
+
+    # Three readings for a slice: 15 s each, and the time of both kinds is the same minute.
+    janitor = LedgerJanitor(
+        engine, transactions, retention=TWO_DAYS - 100, clock=lambda: NOW, sleep=sleep,
+        monotonic=Ticking(5), slice_rows=10,
+    )  # fmt: skip
+    assert await janitor.sweep() == 50
+    assert janitor.late() == 100 + 9
+    janitor.stand_by()
+    assert janitor.late() == 0
+    assert await janitor.sweep() == 10
+    assert janitor.late() == 0
 
 
 def claim(

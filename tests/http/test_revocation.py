@@ -405,6 +405,7 @@ async def test_metrics_of_bans_disconnects_and_ledger(service: Service):
         'tokensvc_ledger_rows_total{outcome="lost"} 0.0',
         "tokensvc_ledger_commits_total 1.0",
         "tokensvc_ledger_waiting_rows 0.0",
+        "tokensvc_ledger_deletion_late_seconds 0.0",
         f'tokensvc_disconnect_queue{{region="{REGION}",state="due"}} 0.0',
         f'tokensvc_disconnect_oldest_seconds{{region="{REGION}"}} 0.0',
         f'tokensvc_disconnect_calls_total{{outcome="taken",region="{REGION}"}} 1.0',

@@ -16,6 +16,7 @@ from tokensvc.errors import StoreUnavailableError
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.store import open_engine
 from tokensvc.store.tables import issued_tokens
+from tokensvc.store.transactions import open_transactions
 
 DAY = 86_400
 NOW = 1_900_000_000
@@ -65,7 +66,8 @@ async def partitions(engine: AsyncEngine) -> list[str]:
 
 
 def janitor(engine: AsyncEngine, now: float = NOW, retention: float = 0) -> LedgerJanitor:
-    return LedgerJanitor(engine, retention=retention, clock=lambda: now)
+    transactions = open_transactions(engine)
+    return LedgerJanitor(engine, transactions, retention=retention, clock=lambda: now)
 
 
 async def test_the_longest_token_issued_after_an_upgrade_finds_its_partition(engine):

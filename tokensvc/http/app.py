@@ -26,6 +26,7 @@ from tokensvc.http.background import Sleep, every, running
 from tokensvc.http.ban_routes import BAN_ROUTES
 from tokensvc.http.bodies import batch_decoder
 from tokensvc.http.connection_routes import CONNECTION_ROUTES
+from tokensvc.http.database import deleting_writes
 from tokensvc.http.direct_mint import DirectMint
 from tokensvc.http.disconnect_routes import DISCONNECT_ROUTES
 from tokensvc.http.edge import Edge
@@ -61,7 +62,7 @@ from tokensvc.telemetry.metrics import Metrics
 __all__ = ["create_app"]
 
 TIDY_SECONDS: Final = 60.0
-SWEEP_SECONDS: Final = 60.0
+SWEEP_SECONDS: Final = 10.0
 
 ROUTES: Final = (
     *TOKEN_ROUTES,
@@ -144,7 +145,15 @@ def create_app(
             rotation_check=settings.rotation_check,
             clock=clock,
         )
-        issued = _issued_watch(parts)
+        janitor = LedgerJanitor(
+            parts.engine,
+            deleting_writes(parts.engine, parts.transactions),
+            retention=settings.ledger_retention,
+            clock=clock,
+            sleep=sleep,
+            monotonic=monotonic,
+        )
+        issued = _issued_watch(parts, janitor)
         metrics.watch(watch)
         metrics.watch(issued)
         told = AuditWatch(audit)
@@ -180,9 +189,6 @@ def create_app(
             is_alive=lambda: not ended and not parts.writer.has_ended(),
         )
         install(app.state, service)
-        janitor = LedgerJanitor(
-            parts.engine, retention=settings.ledger_retention, clock=clock, sleep=sleep
-        )
 
         async def follow() -> None:
             await parts.ring.refresh()
@@ -227,6 +233,8 @@ def create_app(
         async def sweep() -> None:
             if may_delete():
                 await janitor.sweep()
+            else:
+                janitor.stand_by()
 
         async def tidy() -> None:
             if may_delete():
@@ -340,7 +348,7 @@ def _reports(parts: Parts, monotonic: Callable[[], float]) -> KeyReports:
     )
 
 
-def _issued_watch(parts: Parts) -> IssuedWatch:
+def _issued_watch(parts: Parts, janitor: LedgerJanitor) -> IssuedWatch:
     workers = dict(zip(parts.regions, parts.desk.workers, strict=True))
     return IssuedWatch(
         parts.regions,
@@ -348,6 +356,7 @@ def _issued_watch(parts: Parts) -> IssuedWatch:
         bans=parts.desk.bans,
         queues=parts.desk.calls,
         calls=lambda: {region: worker.counts() for region, worker in workers.items()},
+        deletion_late=janitor.late,
         clock=parts.clock,
     )
 

@@ -11,7 +11,7 @@ from tokensvc.settings import Settings
 from tokensvc.store import DatabaseLimits, open_engine
 from tokensvc.store.transactions import Transactions, open_transactions
 
-__all__ = ["database_limits", "open_database", "open_writes"]
+__all__ = ["database_limits", "deleting_writes", "open_database", "open_writes"]
 
 WRITE_CONNECTIONS: Final = 2
 """To PostgreSQL, beside the pool: one for the ledger's commits, one for disconnects and bans."""
@@ -41,3 +41,12 @@ def open_writes(settings: Settings, engine: AsyncEngine) -> Transactions:
         return open_transactions(engine)
     limits = replace(database_limits(settings), pool_size=WRITE_CONNECTIONS)
     return open_transactions(open_engine(settings.database_url, limits), owned=True)
+
+
+def deleting_writes(engine: AsyncEngine, writes: Transactions) -> Transactions:
+    """Return the transactions of who deletes what has expired, given those of the writers.
+
+    SQLite has one writer anyway; in its own turn nobody has to try again and again for the lock. On
+    PostgreSQL they are of the pool of `engine`, so that no mint waits for a connection.
+    """
+    return writes if engine.dialect.name == "sqlite" else open_transactions(engine)

@@ -39,7 +39,8 @@ class Queues(Protocol):
 class IssuedWatch(Collector):
     """Watches one process's ledger writer, its bans, and its calls; `clock` gives Unix seconds.
 
-    `calls` returns, for each Region, how many calls of this process's worker ended how.
+    `calls` returns, for each Region, how many calls of this process's worker ended how; `deletion_late`,
+    for how many seconds the oldest expired row should have been gone.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class IssuedWatch(Collector):
         bans: BanList,
         queues: Queues,
         calls: Callable[[], Mapping[str, Mapping[str, int]]],
+        deletion_late: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._regions = regions
@@ -57,6 +59,7 @@ class IssuedWatch(Collector):
         self._bans = bans
         self._queues = queues
         self._calls = calls
+        self._deletion_late = deletion_late
         self._clock = clock
         self._seen: dict[str, QueueState] = {}
 
@@ -105,6 +108,11 @@ class IssuedWatch(Collector):
             "tokensvc_ledger_oldest_wait_seconds",
             "For how long the oldest row that is not committed has waited.",
             value=self._writer.oldest_wait(),
+        )
+        yield GaugeMetricFamily(
+            "tokensvc_ledger_deletion_late_seconds",
+            "Since when the oldest expired row should have been deleted; 0 where another worker deletes.",
+            value=self._deletion_late(),
         )
         yield GaugeMetricFamily("tokensvc_bans", "Bans that are known.", value=len(self._bans))
         yield from self._of_disconnects()
