@@ -12,7 +12,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,21 @@ from tokensvc.store.transactions import open_transactions
 from tokensvc.tokens.claims import StageEndpoints
 from tokensvc.tokens.ids import new_participant_id
 
-__all__ = ["STAGES", "USERS", "add_bans", "add_rows", "stage", "user"]
+__all__ = [
+    "RETENTION_SECONDS",
+    "STAGES",
+    "USERS",
+    "add_bans",
+    "add_rows",
+    "long_expired",
+    "stage",
+    "still_due",
+    "user",
+]
+
+RETENTION_SECONDS = 86_400
+"""As a service has it that is not told otherwise."""
+
 
 USERS, STAGES = 200_000, 1_000
 _ENDPOINTS = StageEndpoints("wss://global.events.live-video.net", "https://a.whip.live-video.net")
@@ -46,8 +60,29 @@ def user() -> str:
     return f"player-{random.randrange(USERS)}"
 
 
-def add_rows(database: Path, count: int) -> None:
-    """Add living tokens of the key that signs, while no service runs."""
+def living(now: int) -> int:
+    """Return an expiry of some hours from now, at random."""
+    return now + random.randrange(_FIRST_EXPIRY, _LAST_EXPIRY)
+
+
+def long_expired(now: int) -> int:
+    """Return an expiry so long ago that the row should have been deleted three hours ago."""
+    return now - RETENTION_SECONDS - 3 * 3600 + random.randrange(600)
+
+
+def still_due(database: Path) -> int:
+    """Count the rows that should have been deleted already, beside a service that runs."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        query = "SELECT count(*) FROM issued_tokens WHERE exp <= ?"
+        (count,) = connection.execute(query, (time.time() - RETENTION_SECONDS,)).fetchone()
+        return int(count)
+    finally:
+        connection.close()
+
+
+def add_rows(database: Path, count: int, expiry: Callable[[int], int] = living) -> None:
+    """Add tokens of the key that signs, while no service runs; `expiry` takes the time."""
     connection = sqlite3.connect(database)
     try:
         (key_id, key_arn) = connection.execute(
@@ -64,7 +99,7 @@ def add_rows(database: Path, count: int) -> None:
         )
         connection.executemany(
             f"INSERT INTO issued_tokens ({', '.join(COLUMNS)}) VALUES ({marks})",
-            _rows(count, key_id, key_arn),
+            _rows(count, key_id, key_arn, expiry),
         )
         connection.commit()
         connection.execute("PRAGMA journal_mode = WAL")
@@ -75,7 +110,9 @@ def add_rows(database: Path, count: int) -> None:
         os.fsync(file.fileno())
 
 
-def _rows(count: int, key_id: str, key_arn: str) -> Iterator[tuple[object, ...]]:
+def _rows(
+    count: int, key_id: str, key_arn: str, expiry: Callable[[int], int]
+) -> Iterator[tuple[object, ...]]:
     now, name = int(time.time()), endpoints_id(_ENDPOINTS)
     assert (
         tuple(
@@ -88,7 +125,7 @@ def _rows(count: int, key_id: str, key_arn: str) -> Iterator[tuple[object, ...]]
     for _ in range(count):
         yield (
             new_participant_id(), "participant", stage(), "eu-central-1", user(), key_id, key_arn,
-            "bench", "local", now, now + random.randrange(_FIRST_EXPIRY, _LAST_EXPIRY), name,
+            "bench", "local", now, expiry(now), name,
         )  # fmt: skip
 
 

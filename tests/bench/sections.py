@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from statistics import median, quantiles
+from time import monotonic, sleep
 
 from tests.bench import filling
 from tests.bench.figures import PER_SECOND, Figure
@@ -24,6 +25,8 @@ LOADS = (10, 25, 50, 65, 80, 90)
 BESIDE = 50
 LEDGERS = (10_000, 100_000, 1_000_000, 10_000_000)
 BANS = 100_000
+LIVING_BESIDE, EXPIRED = 1_000_000, 1_000_000
+"""Rows of the ledger that is measured while expired rows are deleted from it."""
 LOOK_UPS = 300
 
 
@@ -81,6 +84,34 @@ def latency(options: Options) -> Iterator[Figure]:
                 seconds=_paced_seconds(options) + 2,
             )
             yield from _paced(service, f"{BESIDE} % load, {name}", rate, options, beside)
+
+
+def deletion(options: Options) -> Iterator[Figure]:
+    """Measure (k) latency as in (e), while rows that have expired are deleted all the time."""
+    with installed() as installation:
+        with installation.service():
+            pass  # It makes the key that the rows are of.
+        database = installation.sqlite_path
+        filling.add_rows(database, min(options.rows, LIVING_BESIDE))
+        with installation.service() as service:
+            kinds = {ONE: service.requests()}
+            full = rounds_of("k", kinds, options, only_rate=True)[0].value
+        filling.add_rows(database, EXPIRED, filling.long_expired)
+        with installation.service() as service:
+            due = filling.still_due(database)
+            while filling.still_due(database) == due:
+                sleep(0.1)  # The service begins some seconds after its start.
+            for percent in (BESIDE // 2, BESIDE):
+                due, begun = filling.still_due(database), monotonic()
+                yield from _paced(
+                    service, f"{percent} % load", full * percent / 100, options, section="k"
+                )
+                left = filling.still_due(database)
+                if not left:
+                    raise RuntimeError("too few expired rows: nothing was left to delete")
+                deleted = (due - left) / (monotonic() - begun)
+                yield Figure("k", f"{percent} % load: rows deleted", PER_SECOND, [deleted])
+        yield Figure("k", "taken as 100 %, nothing deleted", PER_SECOND, [full])
 
 
 def workers(options: Options) -> Iterator[Figure]:
@@ -155,7 +186,8 @@ def others(options: Options) -> Iterator[Figure]:
 
 
 RUNS: dict[str, Callable[[Options], Iterator[Figure]]] = {
-    run.__name__: run for run in (signatures, mints, latency, workers, databases, rows, others)
+    run.__name__: run
+    for run in (signatures, mints, latency, deletion, workers, databases, rows, others)
 }
 
 
@@ -174,6 +206,8 @@ def _paced(
     rate: float,
     options: Options,
     beside: Callable[[], AbstractContextManager[Mapping[str, float]]] | None = None,
+    *,
+    section: str = "e",
 ) -> Iterator[Figure]:
     said, said_beside = [], []
     for number in range(options.rounds):
@@ -190,11 +224,11 @@ def _paced(
         if batches:
             said_beside.append(batches["p50_ms"])
     for label, key in (("p50", "p50_ms"), ("p99", "p99_ms"), ("p99.9", "p99_9_ms")):
-        yield Figure("e", f"{name}: {label}", "ms", [one[key] for one in said], x=rate)
+        yield Figure(section, f"{name}: {label}", "ms", [one[key] for one in said], x=rate)
     if said_beside:
-        yield Figure("e", f"{name}: p50 of those batches", "ms", said_beside, x=rate)
+        yield Figure(section, f"{name}: p50 of those batches", "ms", said_beside, x=rate)
     late = [one["late_p99_ms"] for one in said]
-    yield Figure("e", f"{name}: p99 of the load's own lateness", "ms", late, x=rate)
+    yield Figure(section, f"{name}: p99 of the load's own lateness", "ms", late, x=rate)
 
 
 def _look_ups(service: Service, name: str, x: float, options: Options) -> Iterator[Figure]:
