@@ -87,6 +87,9 @@ def test_many_participants_are_found_by_their_ids(database):
 
 
 def test_what_is_to_be_deleted_is_found_by_its_expiry(database):
-    steps = plan(database, expired_tokens(NOW, 500))
+    compiled = expired_tokens().compile(dialect=sqlite.dialect(paramstyle="named"))
+    values = compiled.construct_params({"before": NOW, "count": 500})
+    rows = database.execute(f"EXPLAIN QUERY PLAN {compiled}", values)
+    steps = [row[3] for row in rows]
     assert "SEARCH issued_tokens USING COVERING INDEX ix_issued_tokens_exp (exp<?)" in steps
     assert not any("SCAN" in step or "TEMP B-TREE" in step for step in steps)

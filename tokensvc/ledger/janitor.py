@@ -16,15 +16,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import Column, Connection, Delete, Table, delete, func, select, tuple_
+from sqlalchemy import (
+    Column,
+    Connection,
+    Delete,
+    Integer,
+    Table,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.faults import store_faults
+from tokensvc.store.outside import Alone, delete_outside
 from tokensvc.store.partitions import (
     add_partition,
     default_partition,
@@ -43,6 +56,9 @@ these on a page of its own. On PostgreSQL nobody waits for them."""
 
 MAX_SWEEP_SECONDS: Final = 60.0
 """Then a sweep ends, so that whoever asked for it sees again whether it may delete."""
+
+SLICES_IN_A_ROW: Final = 50
+"""Then it looks again how late it is."""
 
 LATE_SECONDS: Final = 6 * 3600.0
 LEAST_BUSY: Final = 0.02
@@ -96,48 +112,46 @@ class LedgerJanitor:
         """
         partitioned = self._engine.dialect.name == "postgresql"
         now, ends_at = self._clock(), self._monotonic() + MAX_SWEEP_SECONDS
+        tokens = default_partition if partitioned else issued_tokens
         due = [
-            partial(
-                self._delete,
-                default_partition.c.exp if partitioned else issued_tokens.c.exp,
-                expired_tokens,
-                now - self._retention,
-            ),
-            partial(self._delete, idempotency_records.c.expires_at, _expired_records, now),
+            _Due(tokens.c.exp, expired_tokens(tokens), int(now - self._retention)),
+            _Due(idempotency_records.c.expires_at, _EXPIRED_RECORDS, now),
         ]
         deleted, late = 0, 0.0
         # In turns, so that neither has to wait for the other to be done.
         while due:
-            for work in tuple(due):
-                done = await self._transactions.run("delete expired rows", work, may_be_lost=True)
+            for rows in tuple(due):
+                if rows.slices % SLICES_IN_A_ROW == 0:
+                    rows.late = await self._late_by(rows)
+                rows.slices += 1
+                done = _NOTHING if rows.late is None else await self._delete(rows)
                 deleted += done.rows
-                if done.rows < self._slice_rows:
-                    due.remove(work)
+                if rows.late is None or done.rows < self._slice_rows:
+                    due.remove(rows)
                 elif self._monotonic() >= ends_at:
-                    due.remove(work)
-                    late = max(late, done.late)
+                    due.remove(rows)
+                    late = max(late, rows.late)
                 else:
-                    await self._sleep(_rest(done))
+                    await self._sleep(_rest(done.took, rows.late))
         self._late = late
         if partitioned:
             await self._tend_partitions(now)
         return deleted
 
-    def _delete(
-        self,
-        expiry: Column[Any],
-        expired: Callable[[float, int, Table], Delete],
-        before: float,
-        connection: Connection,
-    ) -> _Slice:
-        """Delete one slice of a table, in a thread of the transactions' or on the event loop."""
-        began = self._monotonic()
-        oldest = connection.execute(select(func.min(expiry))).scalar()
+    async def _late_by(self, due: _Due) -> float | None:
+        """Return how late the oldest row is; None where nothing is due."""
+        with store_faults("look for expired rows"):
+            async with self._engine.connect() as connection:
+                oldest = (await connection.execute(select(func.min(due.expiry)))).scalar()
         # SQLite sorts what is no number behind all numbers, so a row that is damaged stops no other.
-        if not isinstance(oldest, (int, float)) or oldest > before:
-            return _Slice(0, 0.0, 0.0)
-        rows = connection.execute(expired(before, self._slice_rows, expiry.table)).rowcount
-        return _Slice(rows, before - oldest, self._monotonic() - began)
+        if not isinstance(oldest, (int, float)) or oldest > due.before:
+            return None
+        return due.before - oldest
+
+    async def _delete(self, due: _Due) -> _Slice:
+        values = {"before": due.before, "count": self._slice_rows}
+        deletion = _Deletion(due.expired, values, self._monotonic)
+        return await self._transactions.run("delete expired rows", deletion, may_be_lost=True)
 
     async def _tend_partitions(self, now: float) -> None:
         """Drop the partitions of days that are over, and make those of days to come, one by one."""
@@ -158,34 +172,68 @@ class LedgerJanitor:
                         _log.info("ledger_partition_made", day=day.isoformat())
 
 
+@dataclass(slots=True)
+class _Due:
+    """Rows of one kind that a sweep deletes: those that expired by `before`, in Unix seconds."""
+
+    expiry: Column[Any]
+    expired: Delete
+    before: float
+    slices: int = 0
+    late: float | None = None
+    """By how many seconds the oldest was late, when that was last looked at; None: nothing is due."""
+
+
 class _Slice(NamedTuple):
-    """What one transaction deleted, how late the first of it was, and how long it took, in seconds."""
+    """How many rows one transaction deleted, and how many seconds that took, its commit apart."""
 
     rows: int
-    late: float
     took: float
 
 
-def _rest(done: _Slice) -> float:
+_NOTHING: Final = _Slice(0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deletion(Alone[_Slice]):
+    expired: Delete
+    values: Mapping[str, object]
+    monotonic: Callable[[], float]
+
+    def __call__(self, connection: Connection) -> _Slice:
+        began = self.monotonic()
+        rows = connection.execute(self.expired, self.values).rowcount
+        return _Slice(rows, self.monotonic() - began)
+
+    def done_alone(self, connection: Connection) -> tuple[_Slice]:
+        began = self.monotonic()
+        rows = delete_outside(connection, self.expired, self.values)
+        return (_Slice(rows, self.monotonic() - began),)
+
+
+def _rest(took: float, late: float) -> float:
     """Return for how many seconds to rest after a slice."""
-    busy = LEAST_BUSY + (MOST_BUSY - LEAST_BUSY) * min(done.late / LATE_SECONDS, 1.0)
-    return done.took * (1 / busy - 1)
+    busy = LEAST_BUSY + (MOST_BUSY - LEAST_BUSY) * min(late / LATE_SECONDS, 1.0)
+    return took * (1 / busy - 1)
 
 
-def expired_tokens(before: float, count: int, table: Table = issued_tokens) -> Delete:
+@lru_cache(maxsize=2)
+def expired_tokens(table: Table = issued_tokens) -> Delete:
     """Return the statement that deletes `count` tokens that expired by `before`, oldest first."""
-    due: Any = (
-        select(table.c.row_id).where(table.c.exp <= before).order_by(table.c.exp).limit(count)
-    )
-    return delete(table).where(table.c.row_id.in_(due))
+    return _oldest(table.c.exp, table.c.row_id)
 
 
-def _expired_records(before: float, count: int, table: Table) -> Delete:
-    columns = table.primary_key.columns
+def _oldest(expiry: Column[Any], *key: Column[Any]) -> Delete:
     due: Any = (
-        select(*columns)
-        .where(table.c.expires_at <= before)
-        .order_by(table.c.expires_at)
-        .limit(count)
+        select(*key)
+        .where(expiry <= bindparam("before", type_=expiry.type))
+        .order_by(expiry)
+        .limit(bindparam("count", type_=Integer))
     )
-    return delete(table).where(tuple_(*columns).in_(due))
+    row = key[0] if len(key) == 1 else tuple_(*key)
+    return delete(expiry.table).where(row.in_(due))
+
+
+_EXPIRED_RECORDS: Final = _oldest(
+    idempotency_records.c.expires_at, *idempotency_records.primary_key.columns
+)

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Column, Connection, Float, Integer, Table
 from sqlalchemy.dialects import postgresql
 
-from tokensvc.store.outside import execute_outside
+from tokensvc.store.outside import Alone, execute_outside
 
 __all__ = ["Insertion", "insert_absent", "insert_rows"]
 
@@ -61,12 +61,8 @@ def insert_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class Insertion:
-    """A transaction that inserts rows, as `insert_rows` does, and nothing else; for `Transactions.run`.
-
-    Where one statement does it, SQLite begins and commits with that. A BEGIN and a COMMIT around it cost
-    little themselves, but the thread gives up the interpreter for each and waits for it again.
-    """
+class Insertion(Alone[None]):
+    """A transaction that inserts rows, as `insert_rows` does, and nothing else; for `Transactions.run`."""
 
     table: Table
     columns: tuple[str, ...]
@@ -77,19 +73,16 @@ class Insertion:
         """Insert the rows in the transaction that `connection` is in."""
         insert_rows(connection, self.table, self.columns, self.rows, alike=self.alike)
 
-    def is_done_alone(self, connection: Connection) -> bool:
-        """Insert the rows where one statement does it, and tell whether it did; SQLite's alone.
-
-        `connection` is in no transaction, and its driver begins none.
-        """
+    def done_alone(self, connection: Connection) -> tuple[None] | None:
+        """Insert the rows where one statement does it."""
         if len(self.rows) > _LENGTHS[-1]:
-            return False
+            return None
         found = list(_inserts(self.table, self.columns, self.rows, self.alike))
         if len(found) != 1:
-            return False
+            return None
         ((statement, values),) = found
         execute_outside(connection, statement, values)
-        return True
+        return (None,)
 
 
 _Statement: TypeAlias = tuple[str, tuple[object, ...]]

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tokensvc.store.checkpoints import Checkpointer, Lend
 from tokensvc.store.engine import open_writer_engine, unsynced
 from tokensvc.store.faults import sqlstate_of, store_faults, write_faults
-from tokensvc.store.inserts import Insertion
+from tokensvc.store.outside import Alone
 from tokensvc.store.sqlstates import RETRIED
 from tokensvc.store.work_thread import WorkThread
 
@@ -93,22 +93,13 @@ class _ThreadTransactions:
 
     def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
         with write_faults(operation), self._kept() as connection:
-            if isinstance(work, Insertion) and work.is_done_alone(connection):
-                result = cast("T", None)
-            else:
-                with connection.begin():
-                    result = work(connection)
+            result = _done(work, connection)
         self._checkpointer.note_commit()
         return result
 
     def _run_unsynced(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with (
-            write_faults(operation),
-            self._kept() as connection,
-            unsynced(connection),
-            connection.begin(),
-        ):
-            result = work(connection)
+        with write_faults(operation), self._kept() as connection, unsynced(connection):
+            result = _done(work, connection)
         self._checkpointer.note_commit()
         return result
 
@@ -144,6 +135,14 @@ class _ThreadTransactions:
     def _close(self) -> None:
         self._let_go()
         self._engine.dispose()
+
+
+def _done(work: Callable[[Connection], T], connection: Connection) -> T:
+    """Do the work in a transaction on SQLite, whose statement it is where one is enough."""
+    if isinstance(work, Alone) and (done := work.done_alone(connection)) is not None:
+        return cast("T", done[0])
+    with connection.begin():
+        return work(connection)
 
 
 class _PooledTransactions:
