@@ -60,7 +60,7 @@ MAX_SWEEP_SECONDS: Final = 60.0
 SLICES_IN_A_ROW: Final = 50
 """Then it looks again how late it is."""
 
-LATE_SECONDS: Final = 6 * 3600.0
+LATE_SECONDS: Final = 12 * 3600.0
 LEAST_BUSY: Final = 0.02
 MOST_BUSY: Final = 0.5
 """The part of the time in which it deletes: when it is on time, and when it is LATE_SECONDS late or more. In
