@@ -132,7 +132,7 @@ def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, browser: SdkBr
     assert greeting.count(api_key) == 2
     known = [
         api_key.encode(),
-        api_key.rsplit("_", 1)[1].encode(),
+        api_key.split("_", 2)[2].encode(),
         master_key.read_bytes().strip(),
         *(token.rsplit(".", 1)[1].encode() for token in tokens),
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.http.support import NOW, REGION, Service, problem_in, stage_arn
 from tokensvc.errors import StoreUnavailableError
+from tokensvc.http.app import SWEEP_SECONDS, TIDY_SECONDS
 from tokensvc.ledger import LedgerWriter
 
 
@@ -124,13 +125,19 @@ async def test_what_the_database_does_not_record_is_not_handed_out_and_readiness
     assert len(await listed(service)) == 1
 
 
+async def deleted(service: Service) -> None:
+    """Let the janitors do their rounds."""
+    await service.sleeper.wake(SWEEP_SECONDS)
+    await service.sleeper.wake(TIDY_SECONDS)
+
+
 async def test_a_clock_that_leaps_deletes_no_row_and_no_ban(service: Service):
     living = (await service.mint(userId="ana"))["participantId"]
     made = (await service.post("/v1/bans", {"userId": "ben", "duration": 3600})).json()
     service.ahead = 30 * 86_400.0
-    await service.sleeper.wake(60.0)
+    await deleted(service)
     service.ahead = 0.0
-    await service.sleeper.wake(60.0)
+    await deleted(service)
     assert await listed(service) == [living]
     assert (await service.get(f"/v1/bans/{made['banId']}")).status_code == 200
 
@@ -139,9 +146,28 @@ async def test_what_has_expired_by_a_clock_that_is_believed_is_deleted(service: 
     await service.mint(userId="ana", duration=1)
     made = (await service.post("/v1/bans", {"userId": "ben", "duration": 60})).json()
     service.now += 2 * 86_400.0
-    await service.sleeper.wake(60.0)
+    await deleted(service)
     await service.sleeper.wake_copies()
     service.now -= 2 * 86_400.0
     await service.sleeper.wake_copies()
     assert await listed(service) == []
     problem_in(await service.get(f"/v1/bans/{made['banId']}"), 404, "not_found")
+
+
+async def test_how_late_rows_are_deleted_is_a_metric(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def late() -> str:
+        await deleted(service)
+        metrics = (await service.get("/metrics", caller=None)).text
+        name = "tokensvc_ledger_deletion_late_seconds "
+        (line,) = [line for line in metrics.splitlines() if line.startswith(name)]
+        return line.removeprefix(name)
+
+    for _ in range(26):
+        await service.mint(duration=1)
+    service.now += 86_400.0 + 60 + 100
+    with monkeypatch.context() as patch:
+        patch.setattr("tokensvc.ledger.janitor.MAX_SWEEP_SECONDS", 0.0)
+        assert await late() == "100.0", "a slice of 25 was all that there was time for"
+    assert await late() == "0.0"
