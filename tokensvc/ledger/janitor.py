@@ -61,11 +61,11 @@ SLICES_IN_A_ROW: Final = 50
 """Then it looks again how late it is."""
 
 LATE_SECONDS: Final = 12 * 3600.0
-LEAST_BUSY: Final = 0.02
+LEAST_BUSY: Final = {"sqlite": 0.02, "postgresql": 0.3}
 MOST_BUSY: Final = 0.5
 """The part of the time in which it deletes: when it is on time, and when it is LATE_SECONDS late or more. In
-between it grows evenly, so that it finds by itself how much it takes: measured, 2,000 to 2,600 rows a second
-where it is three hours late (docs/performance.md)."""
+between it grows evenly, so that it finds by itself how much it takes: measured on SQLite, 2,000 to 2,600 rows
+a second where it is three hours late (docs/performance.md)."""
 
 _log = structlog.get_logger(__name__)
 
@@ -132,7 +132,7 @@ class LedgerJanitor:
                     due.remove(rows)
                     late = max(late, rows.late)
                 else:
-                    await self._sleep(_rest(done.took, rows.late))
+                    await self._sleep(self._rest(done.took, rows.late))
         self._late = late
         if partitioned:
             await self._tend_partitions(now)
@@ -152,6 +152,12 @@ class LedgerJanitor:
         values = {"before": due.before, "count": self._slice_rows}
         deletion = _Deletion(due.expired, values, self._monotonic)
         return await self._transactions.run("delete expired rows", deletion, may_be_lost=True)
+
+    def _rest(self, took: float, late: float) -> float:
+        """Return for how many seconds to rest after a slice."""
+        least = LEAST_BUSY[self._engine.dialect.name]
+        busy = least + (MOST_BUSY - least) * min(late / LATE_SECONDS, 1.0)
+        return took * (1 / busy - 1)
 
     async def _tend_partitions(self, now: float) -> None:
         """Drop the partitions of days that are over, and make those of days to come, one by one."""
@@ -209,12 +215,6 @@ class _Deletion(Alone[_Slice]):
         began = self.monotonic()
         rows = delete_outside(connection, self.expired, self.values)
         return (_Slice(rows, self.monotonic() - began),)
-
-
-def _rest(took: float, late: float) -> float:
-    """Return for how many seconds to rest after a slice."""
-    busy = LEAST_BUSY + (MOST_BUSY - LEAST_BUSY) * min(late / LATE_SECONDS, 1.0)
-    return took * (1 / busy - 1)
 
 
 @lru_cache(maxsize=2)

@@ -57,7 +57,7 @@ class Transactions(Protocol):
         it was not in time, does not learn whether the transaction was committed.
 
         With `may_be_lost` nobody waits for the disk: the transaction is on it with the next one that is
-        waited for, and a crash before that undoes it. It is for what would be done again then.
+        waited for, and a power cut before that undoes it. It is for what would be done again then.
         """
         ...
 
