@@ -29,7 +29,6 @@ from tokensvc.tokens.claims import StageEndpoints
 from tokensvc.tokens.ids import new_participant_id
 
 __all__ = [
-    "RETENTION_SECONDS",
     "STAGES",
     "USERS",
     "add_bans",

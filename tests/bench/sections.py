@@ -28,6 +28,7 @@ BANS = 100_000
 LIVING_BESIDE, EXPIRED = 1_000_000, 1_000_000
 """Rows of the ledger that is measured while expired rows are deleted from it."""
 LOOK_UPS = 300
+PATIENCE_SECONDS = 60.0
 
 
 def signatures(options: Options) -> Iterator[Figure]:
@@ -98,9 +99,11 @@ def deletion(options: Options) -> Iterator[Figure]:
             full = rounds_of("k", kinds, options, only_rate=True)[0].value
         filling.add_rows(database, EXPIRED, filling.long_expired)
         with installation.service() as service:
-            due = filling.still_due(database)
+            due, deadline = filling.still_due(database), monotonic() + PATIENCE_SECONDS
             while filling.still_due(database) == due:
-                sleep(0.1)  # The service begins some seconds after its start.
+                if monotonic() > deadline:
+                    raise RuntimeError("the service deletes nothing")
+                sleep(0.1)  # It begins some seconds after its start.
             for percent in (BESIDE // 2, BESIDE):
                 due, begun = filling.still_due(database), monotonic()
                 yield from _paced(

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.callers.support import Clock
 from tests.postgres import PostgresServer
 from tokensvc.store import open_engine, upgrade
+from tokensvc.store.transactions import Transactions, open_transactions
 
 
 class MakeDatabase(Protocol):
@@ -95,6 +96,13 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     engine = open_engine(database_url)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture
+async def transactions(engine: AsyncEngine) -> AsyncIterator[Transactions]:
+    transactions = open_transactions(engine)
+    yield transactions
+    await transactions.aclose()
 
 
 @pytest.fixture

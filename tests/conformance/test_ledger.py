@@ -316,13 +316,6 @@ class Ticking:
         return self.now
 
 
-@pytest.fixture
-async def transactions(engine: AsyncEngine) -> AsyncIterator[Transactions]:
-    transactions = open_transactions(engine)
-    yield transactions
-    await transactions.aclose()
-
-
 async def test_retention_deletes_what_is_due_in_slices_and_nothing_else(
     writer, ledger, engine, transactions
 ):

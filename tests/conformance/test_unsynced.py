@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.tables import leases
-from tokensvc.store.transactions import Transactions, open_transactions
+from tokensvc.store.transactions import Transactions
 
 # The tests' PostgreSQL waits for no disk at all; what a transaction says for itself is told apart.
 QUESTIONS = {
@@ -17,13 +15,6 @@ QUESTIONS = {
     "postgresql": "SELECT setting = 'off' AND source = 'session' FROM pg_settings"
     " WHERE name = 'synchronous_commit'",
 }
-
-
-@pytest.fixture
-async def transactions(engine: AsyncEngine) -> AsyncIterator[Transactions]:
-    transactions = open_transactions(engine)
-    yield transactions
-    await transactions.aclose()
 
 
 def add(connection: Connection, name: str) -> bool:

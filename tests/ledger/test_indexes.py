@@ -15,9 +15,10 @@ from sqlalchemy import Select
 from sqlalchemy.dialects import sqlite
 
 from tests.ledger.support import NOW, STAGE
-from tokensvc.ledger.janitor import expired_tokens
+from tokensvc.ledger.janitor import expired_rows
 from tokensvc.ledger.lookups import latest_expiry_of, living_tokens, newest_token, newest_tokens
 from tokensvc.store import upgrade
+from tokensvc.store.tables import issued_tokens
 
 AFTER = (NOW + 5, 12)
 PAGES: list[tuple[dict[str, Any], str]] = [
@@ -87,7 +88,7 @@ def test_many_participants_are_found_by_their_ids(database):
 
 
 def test_what_is_to_be_deleted_is_found_by_its_expiry(database):
-    compiled = expired_tokens().compile(dialect=sqlite.dialect(paramstyle="named"))
+    compiled = expired_rows(issued_tokens.c.exp).compile(dialect=sqlite.dialect(paramstyle="named"))
     values = compiled.construct_params({"before": NOW, "count": 500})
     rows = database.execute(f"EXPLAIN QUERY PLAN {compiled}", values)
     steps = [row[3] for row in rows]

@@ -27,7 +27,6 @@ from sqlalchemy import (
     Connection,
     Delete,
     Integer,
-    Table,
     bindparam,
     delete,
     func,
@@ -48,7 +47,7 @@ from tokensvc.store.partitions import (
 from tokensvc.store.tables import idempotency_records, issued_tokens
 from tokensvc.store.transactions import Transactions
 
-__all__ = ["LedgerJanitor", "expired_tokens"]
+__all__ = ["LedgerJanitor", "expired_rows"]
 
 SLICE_ROWS: Final = {"sqlite": 25, "postgresql": 500}
 """On SQLite a millisecond or two, for which commits wait: with a million rows, nearly every index has each of
@@ -114,19 +113,16 @@ class LedgerJanitor:
         now, ends_at = self._clock(), self._monotonic() + MAX_SWEEP_SECONDS
         tokens = default_partition if partitioned else issued_tokens
         due = [
-            _Due(tokens.c.exp, expired_tokens(tokens), int(now - self._retention)),
-            _Due(idempotency_records.c.expires_at, _EXPIRED_RECORDS, now),
+            _Due(tokens.c.exp, int(now - self._retention)),
+            _Due(idempotency_records.c.expires_at, now),
         ]
         deleted, late = 0, 0.0
         # In turns, so that neither has to wait for the other to be done.
         while due:
             for rows in tuple(due):
-                if rows.slices % SLICES_IN_A_ROW == 0:
-                    rows.late = await self._late_by(rows)
-                rows.slices += 1
-                done = _NOTHING if rows.late is None else await self._delete(rows)
+                done = await self._delete(rows)
                 deleted += done.rows
-                if rows.late is None or done.rows < self._slice_rows:
+                if done.rows < self._slice_rows:
                     due.remove(rows)
                 elif self._monotonic() >= ends_at:
                     due.remove(rows)
@@ -138,6 +134,17 @@ class LedgerJanitor:
             await self._tend_partitions(now)
         return deleted
 
+    async def _delete(self, due: _Due) -> _Slice:
+        if due.slices % SLICES_IN_A_ROW == 0:
+            late = await self._late_by(due)
+            if late is None:
+                return _Slice(0, 0.0)
+            due.late = late
+        due.slices += 1
+        values = {"before": due.before, "count": self._slice_rows}
+        deletion = _Deletion(expired_rows(due.expiry), values, self._monotonic)
+        return await self._transactions.run("delete expired rows", deletion, may_be_lost=True)
+
     async def _late_by(self, due: _Due) -> float | None:
         """Return how late the oldest row is; None where nothing is due."""
         with store_faults("look for expired rows"):
@@ -147,11 +154,6 @@ class LedgerJanitor:
         if not isinstance(oldest, (int, float)) or oldest > due.before:
             return None
         return due.before - oldest
-
-    async def _delete(self, due: _Due) -> _Slice:
-        values = {"before": due.before, "count": self._slice_rows}
-        deletion = _Deletion(due.expired, values, self._monotonic)
-        return await self._transactions.run("delete expired rows", deletion, may_be_lost=True)
 
     def _rest(self, took: float, late: float) -> float:
         """Return for how many seconds to rest after a slice."""
@@ -183,11 +185,10 @@ class _Due:
     """Rows of one kind that a sweep deletes: those that expired by `before`, in Unix seconds."""
 
     expiry: Column[Any]
-    expired: Delete
     before: float
     slices: int = 0
-    late: float | None = None
-    """By how many seconds the oldest was late, when that was last looked at; None: nothing is due."""
+    late: float = 0.0
+    """By how many seconds the oldest was late, when that was last looked at."""
 
 
 class _Slice(NamedTuple):
@@ -197,9 +198,6 @@ class _Slice(NamedTuple):
     took: float
 
 
-_NOTHING: Final = _Slice(0, 0.0)
-
-
 @dataclass(frozen=True, slots=True)
 class _Deletion(Alone[_Slice]):
     expired: Delete
@@ -207,33 +205,25 @@ class _Deletion(Alone[_Slice]):
     monotonic: Callable[[], float]
 
     def __call__(self, connection: Connection) -> _Slice:
-        began = self.monotonic()
-        rows = connection.execute(self.expired, self.values).rowcount
-        return _Slice(rows, self.monotonic() - began)
+        return self._timed(lambda: connection.execute(self.expired, self.values).rowcount)
 
     def done_alone(self, connection: Connection) -> tuple[_Slice]:
+        return (self._timed(lambda: delete_outside(connection, self.expired, self.values)),)
+
+    def _timed(self, delete: Callable[[], int]) -> _Slice:
         began = self.monotonic()
-        rows = delete_outside(connection, self.expired, self.values)
-        return (_Slice(rows, self.monotonic() - began),)
+        rows = delete()
+        return _Slice(rows, self.monotonic() - began)
 
 
-@lru_cache(maxsize=2)
-def expired_tokens(table: Table = issued_tokens) -> Delete:
-    """Return the statement that deletes `count` tokens that expired by `before`, oldest first."""
-    return _oldest(table.c.exp, table.c.row_id)
-
-
-def _oldest(expiry: Column[Any], *key: Column[Any]) -> Delete:
+@lru_cache(maxsize=4)
+def expired_rows(expiry: Column[Any]) -> Delete:
+    """Return the statement that deletes `count` rows whose `expiry` is not after `before`, oldest first."""
+    key = expiry.table.primary_key.columns
     due: Any = (
         select(*key)
         .where(expiry <= bindparam("before", type_=expiry.type))
         .order_by(expiry)
         .limit(bindparam("count", type_=Integer))
     )
-    row = key[0] if len(key) == 1 else tuple_(*key)
-    return delete(expiry.table).where(row.in_(due))
-
-
-_EXPIRED_RECORDS: Final = _oldest(
-    idempotency_records.c.expires_at, *idempotency_records.primary_key.columns
-)
+    return delete(expiry.table).where(tuple_(*key).in_(due))

@@ -87,19 +87,16 @@ class _ThreadTransactions:
         self, operation: str, work: Callable[[Connection], T], *, may_be_lost: bool = False
     ) -> T:
         # A disk that hangs holds up the thread, which cannot be helped; not everybody who waits for it.
-        run = self._run_unsynced if may_be_lost else self._run
         with store_faults(operation):
-            return await self._thread.run(MAX_SECONDS, run, operation, work)
+            return await self._thread.run(MAX_SECONDS, self._run, operation, work, may_be_lost)
 
-    def _run(self, operation: str, work: Callable[[Connection], T]) -> T:
+    def _run(self, operation: str, work: Callable[[Connection], T], may_be_lost: bool) -> T:
         with write_faults(operation), self._kept() as connection:
-            result = _done(work, connection)
-        self._checkpointer.note_commit()
-        return result
-
-    def _run_unsynced(self, operation: str, work: Callable[[Connection], T]) -> T:
-        with write_faults(operation), self._kept() as connection, unsynced(connection):
-            result = _done(work, connection)
+            if may_be_lost:
+                with unsynced(connection):
+                    result = _done(work, connection)
+            else:
+                result = _done(work, connection)
         self._checkpointer.note_commit()
         return result
 
