@@ -88,9 +88,11 @@ async def store_hangs(_: World, patch: pytest.MonkeyPatch) -> AsyncIterator[None
     run = _ThreadTransactions._run
     goes_on = threading.Event()
 
-    def hang(self: _ThreadTransactions, operation: str, work: Callable[..., Any]) -> Any:
+    def hang(
+        self: _ThreadTransactions, operation: str, work: Callable[..., Any], may_be_lost: bool
+    ) -> Any:
         goes_on.wait()
-        return run(self, operation, work)
+        return run(self, operation, work, may_be_lost)
 
     with patch.context() as stuck:
         stuck.setattr(_ThreadTransactions, "_run", hang)
