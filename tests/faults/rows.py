@@ -64,12 +64,12 @@ async def store_slow(world: World, patch: pytest.MonkeyPatch) -> AsyncIterator[N
     waits, goes_on = asyncio.Event(), asyncio.Event()
 
     async def run_slowly(
-        self: _ThreadTransactions, operation: str, work: Callable[..., Any]
+        self: _ThreadTransactions, operation: str, work: Callable[..., Any], **how: bool
     ) -> Any:
         if operation == "record tokens":
             waits.set()
             await goes_on.wait()
-        return await run(self, operation, work)
+        return await run(self, operation, work, **how)
 
     with patch.context() as slow:
         slow.setattr(_ThreadTransactions, "run", run_slowly)
