@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.callers.support import Clock
 from tokensvc.errors import StoreUnavailableError
-from tokensvc.keyring.turns import LEAST_SECONDS, RotationTurns
+from tokensvc.keyring.turns import TURN_SECONDS, RotationTurns
 from tokensvc.store.leases import LeaseStore
 from tokensvc.store.transactions import Transactions, open_transactions
 
 HERE, THERE = "eu-central-1", "us-east-1"
-PAUSE = 30.0
+PAUSE = TURN_SECONDS / 2
 RING = "r" * 64
 
 
@@ -25,8 +25,7 @@ class Replicas:
         self, stores: list[tuple[AsyncEngine, Transactions]], clock: Clock, ring: str = RING
     ) -> None:
         self.turns = [
-            RotationTurns(LeaseStore(*stores[n % 2]), ring, f"p{n}", seconds=PAUSE, clock=clock)
-            for n in range(3)
+            RotationTurns(LeaseStore(*stores[n % 2]), ring, f"p{n}", clock=clock) for n in range(3)
         ]
 
     async def take(self, region: str = HERE) -> list[bool]:
@@ -55,7 +54,7 @@ async def test_when_it_is_heard_of_no_more_another_takes_over_and_it_learns_that
     replicas = Replicas(stores, clock)
     first, second, _ = replicas.turns
     assert await first.take(HERE)
-    clock.now += PAUSE + LEAST_SECONDS - 1
+    clock.now += TURN_SECONDS - 1
     assert not await second.take(HERE)
     clock.now += 1
     assert await second.take(HERE)
@@ -112,12 +111,12 @@ async def test_a_store_that_does_not_answer_is_said_and_holds_up_no_end(stores, 
             raise StoreUnavailableError("down")
 
     leases = Broken(*stores[0])
-    turns = RotationTurns(leases, RING, "p", seconds=PAUSE, clock=clock)
+    turns = RotationTurns(leases, RING, "p", clock=clock)
     async with turns.taking_part():
         assert await turns.take(HERE)
         leases.broken = True
         clock.now += PAUSE
         assert await turns.take(HERE)
-        clock.now += LEAST_SECONDS
+        clock.now += TURN_SECONDS
         with pytest.raises(StoreUnavailableError):
             await turns.take(HERE)

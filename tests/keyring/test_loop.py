@@ -21,15 +21,19 @@ class Stop(BaseException):
 
 
 class Scripted:
-    """Ticks as it is told, and notes how long the loop then waits."""
+    """Ticks as it is told, and notes how long the loop then waits, in all and in which pieces."""
 
     def __init__(self, *answers: RegionStatus | Exception) -> None:
         self.answers = list(answers)
         self.pauses: list[float] = []
+        self.slept: list[float] = []
         self.changes = 0
 
     async def tick(self, region: str) -> RegionStatus:
+        if len(self.pauses) == len(self.answers):
+            raise Stop
         answer = self.answers[len(self.pauses)]
+        self.pauses.append(0.0)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -38,9 +42,9 @@ class Scripted:
         self.changes += 1
 
     async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        if len(self.pauses) == len(self.answers):
-            raise Stop
+        self.slept.append(seconds)
+        if self.pauses:
+            self.pauses[-1] += seconds
 
 
 class Always:
@@ -56,7 +60,7 @@ class Always:
         self.let_go_of.append(region)
 
 
-async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None) -> list[float]:
+async def ticked(*answers: RegionStatus | Exception, turns: Always | None = None) -> Scripted:
     scripted = Scripted(*answers)
     loop = RotationLoop(
         scripted,
@@ -71,7 +75,11 @@ async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None
     with pytest.raises(BaseExceptionGroup) as caught:
         await loop.run()
     assert caught.group_contains(Stop)
-    return scripted.pauses
+    return scripted
+
+
+async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None) -> list[float]:
+    return (await ticked(*answers, turns=turns)).pauses
 
 
 def status(next_at: float | None = None, *problems: Problem) -> RegionStatus:
@@ -126,32 +134,49 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
     assert scripted.changes == 1
 
 
-class Theirs(Always):
-    """It is ours when it has been asked about so often, and before another's; then the store fails."""
+class Scheduled(Always):
+    """It is our turn as the answers say, one for each time it is asked; then all stops."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, *answers: bool | Exception) -> None:
         super().__init__()
-        self.times = times
+        self.answers = list(answers)
 
     async def take(self, region: str) -> bool:
-        self.times -= 1
-        if self.times < 0:
-            raise StoreUnavailableError("down")
-        return self.times == 0
+        if not self.answers:
+            raise Stop
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def let_go(self, region: str) -> None:
         await super().let_go(region)
         raise StoreUnavailableError("down")
 
 
+DOWN = StoreUnavailableError("down")
+
+
 async def test_nothing_is_done_while_it_is_another_s_turn() -> None:
     problem = Problem("Import k1", "ivs_unavailable", "no answer")
-    never = AssertionError("it is not our turn")
-    answers = [never, never, status(None, problem), never, never]
-    turns = Theirs(3)
+    turns = Scheduled(False, False, True, DOWN, DOWN)
     with capture_logs() as logs:
-        assert await pauses(*answers, turns=turns) == [5.0, 5.0, 1.0, 5.0, 5.0]
+        done = await ticked(status(None, problem), turns=turns)
+    assert done.slept == [5.0, 5.0, 1.0, 5.0, 5.0]
     assert [line["event"] for line in logs] == ["key_turn_not_let_go", "key_turn_unknown"]
+
+
+async def test_the_turn_is_kept_while_there_is_nothing_to_do() -> None:
+    """Renewed every 5 seconds, so that another one has it soon after this process has died."""
+    done = await ticked(status(), status(NOW + 7), status(), turns=Scheduled(*[True] * 9))
+    assert done.slept == [5.0] * 6 + [5.0, 2.0] + [5.0]
+
+
+async def test_whose_turn_is_lost_while_there_is_nothing_to_do_waits_for_the_next() -> None:
+    turns = Scheduled(True, True, False, False, DOWN, True)
+    done = await ticked(status(), status(), turns=turns)
+    assert done.slept == [5.0] * 5
+    assert len(done.pauses) == 2
 
 
 async def test_whoever_has_trouble_lets_another_try() -> None:

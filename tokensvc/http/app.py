@@ -50,7 +50,7 @@ from tokensvc.http.siblings import Siblings
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import IvsGateway
-from tokensvc.keyring.loop import RotationLoop, longest_pause
+from tokensvc.keyring.loop import RotationLoop
 from tokensvc.keyring.turns import RotationTurns
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.settings import Settings
@@ -221,7 +221,6 @@ def create_app(
             LeaseStore(parts.engine, parts.transactions),
             settings.ring_id,
             secrets.token_hex(8),
-            seconds=longest_pause(settings.rotation_check),
             clock=clock,
         )
 

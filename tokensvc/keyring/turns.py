@@ -4,8 +4,9 @@ IVS takes three calls a second about public keys from all of us, so replicas mus
 A turn decides nothing else. Whoever acts though it is not their turn (a command, a request to rotate, two
 whose clocks disagree) is fenced by the ring's version, as everybody is.
 
-A turn outlasts the pause until the next look, so whoever has it keeps it, and the next one has it soon
-after that process has died. A process that has run into trouble lets it go: another may have none.
+A turn outlasts a look and is renewed every few seconds between two, so whoever has it keeps it, and the
+next one has it soon after that process has died. A process that has run into trouble lets it go: another
+may have none.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import structlog
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.store.leases import Lease
 
-__all__ = ["LEAST_SECONDS", "RotationTurns"]
+__all__ = ["TURN_SECONDS", "RotationTurns"]
 
-LEAST_SECONDS: Final = 15.0
-"""What a turn lasts beyond the pause between two looks: longer than a look with all its steps."""
+TURN_SECONDS: Final = 20.0
+"""What a turn lasts unless it is renewed: longer than a look with all its steps and the pause after it."""
 
 _NEXT_SECONDS: Final = 1.0
 """Before another one begins where the one before has let go, so that a fault of all of us is no storm."""
@@ -51,25 +52,15 @@ class Leases(Protocol):
 
 
 class RotationTurns:
-    """The turns of one process; `holder` is a random name of its run.
-
-    `seconds` is the longest pause between two looks, `clock` gives Unix seconds.
-    """
+    """The turns of one process; `holder` is a random name of its run, `clock` gives Unix seconds."""
 
     def __init__(
-        self,
-        leases: Leases,
-        ring_id: str,
-        holder: str,
-        *,
-        seconds: float,
-        clock: Callable[[], float],
+        self, leases: Leases, ring_id: str, holder: str, *, clock: Callable[[], float]
     ) -> None:
         self._leases = leases
         # A ring id may be as long as the name of a lease.
         self._ring = hashlib.sha256(ring_id.encode()).hexdigest()[:16]
         self._holder = holder
-        self._seconds = seconds + LEAST_SECONDS
         self._clock = clock
         self._held: dict[str, Lease] = {}
 
@@ -89,7 +80,7 @@ class RotationTurns:
         if lease is None:
             self._held.pop(region, None)
             name = f"keys:{region}:{self._ring}"
-            lease = await self._leases.take(name, self._holder, seconds=self._seconds, now=now)
+            lease = await self._leases.take(name, self._holder, seconds=TURN_SECONDS, now=now)
             if lease is not None:
                 _log.info("key_turn_taken", region=region, fence=lease.fence)
             elif held is not None:
@@ -101,7 +92,7 @@ class RotationTurns:
 
     async def _renewed(self, lease: Lease, now: float) -> Lease | None:
         try:
-            return await self._leases.renew(lease, seconds=self._seconds, now=now)
+            return await self._leases.renew(lease, seconds=TURN_SECONDS, now=now)
         except StoreUnavailableError:
             if lease.may_work(now):
                 return lease
