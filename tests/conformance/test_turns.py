@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.callers.support import Clock
 from tokensvc.errors import StoreUnavailableError
-from tokensvc.keyring.turns import TURN_SECONDS, RotationTurns
+from tokensvc.keyring.turns import KEEP_SECONDS, LOOK_SECONDS, TURN_SECONDS, RotationTurns
 from tokensvc.store.leases import LeaseStore
 from tokensvc.store.transactions import Transactions, open_transactions
 
 HERE, THERE = "eu-central-1", "us-east-1"
-PAUSE = TURN_SECONDS / 2
+PAUSE = 30.0
 RING = "r" * 64
 
 
@@ -25,7 +25,8 @@ class Replicas:
         self, stores: list[tuple[AsyncEngine, Transactions]], clock: Clock, ring: str = RING
     ) -> None:
         self.turns = [
-            RotationTurns(LeaseStore(*stores[n % 2]), ring, f"p{n}", clock=clock) for n in range(3)
+            RotationTurns(LeaseStore(*stores[n % 2]), ring, f"p{n}", seconds=PAUSE, clock=clock)
+            for n in range(3)
         ]
 
     async def take(self, region: str = HERE) -> list[bool]:
@@ -46,7 +47,12 @@ async def test_whoever_has_the_turn_keeps_it_and_nobody_else_gets_it(stores, clo
     replicas = Replicas(stores, clock)
     for _ in range(4):
         assert await replicas.take() == [True, False, False]
-        clock.now += PAUSE
+        ends = clock.now + PAUSE
+        while clock.now < ends:
+            clock.now += KEEP_SECONDS
+            for turns in replicas.turns:
+                await turns.keep()
+            assert not await replicas.turns[2].take(HERE)
     assert [turns.any for turns in replicas.turns] == [True, False, False]
 
 
@@ -62,10 +68,40 @@ async def test_when_it_is_heard_of_no_more_another_takes_over_and_it_learns_that
     assert not first.any
 
 
+async def test_whoever_hangs_in_a_look_loses_it(stores, clock):
+    """It is renewed meanwhile, for as long as a pause and a look may take together."""
+    first, second, _ = Replicas(stores, clock).turns
+    assert await first.take(HERE)
+    hung_at = clock.now
+    while not await second.take(HERE):
+        await first.keep()
+        clock.now += KEEP_SECONDS
+    hung = clock.now - hung_at - TURN_SECONDS
+    assert PAUSE + LOOK_SECONDS - KEEP_SECONDS <= hung <= PAUSE + LOOK_SECONDS
+    # Not renewed any more, so it learns that when it looks again.
+    await first.keep()
+    assert first.any
+    assert not await first.take(HERE)
+    assert not first.any
+
+
+async def test_whose_turn_was_taken_learns_it_when_it_would_renew_it(stores, clock):
+    first, second, _ = Replicas(stores, clock).turns
+    assert await first.take(HERE)
+    # A process that was stopped for a while.
+    clock.now += TURN_SECONDS
+    assert await second.take(HERE)
+    await first.keep()
+    assert not first.any
+    await second.keep()
+    assert second.any
+
+
 async def test_the_turn_is_let_go_in_trouble_and_at_the_end(stores, clock):
     first, second, third = Replicas(stores, clock).turns
     assert await first.take(HERE)
     await first.let_go(HERE)
+    await first.keep()
     # Not in the same moment: what ails one may ail all.
     assert not await second.take(HERE)
     clock.now += 1
@@ -111,11 +147,13 @@ async def test_a_store_that_does_not_answer_is_said_and_holds_up_no_end(stores, 
             raise StoreUnavailableError("down")
 
     leases = Broken(*stores[0])
-    turns = RotationTurns(leases, RING, "p", clock=clock)
+    turns = RotationTurns(leases, RING, "p", seconds=PAUSE, clock=clock)
     async with turns.taking_part():
         assert await turns.take(HERE)
         leases.broken = True
-        clock.now += PAUSE
+        clock.now += TURN_SECONDS / 2
+        with pytest.raises(StoreUnavailableError):
+            await turns.keep()
         assert await turns.take(HERE)
         clock.now += TURN_SECONDS
         with pytest.raises(StoreUnavailableError):

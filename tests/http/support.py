@@ -39,10 +39,10 @@ PATIENCE_SECONDS = 60.0
 """Of real time, until a test gives up on what threads have to do first; for slow and busy machines."""
 RING_REFRESH = 1.25
 CALLER_REFRESH = 1.5
-LOOPS = 10
+LOOPS = 11
 """Background loops that sleep on `sleep`: ring, callers, bans, two janitors, queue, canary, sharing, the
-reports of Regions and the count of living tokens; where another process looks after keys, neither the
-janitors nor the count."""
+reports of Regions, the turns at the keys and the count of living tokens; where another process looks after
+keys, none of the janitors, the turns and the count."""
 REGION_LOOPS = 4
 """The same for each Region: rotation, and the three of its disconnect worker."""
 
@@ -254,7 +254,7 @@ class Service:
         loops += self.settings.database_url.startswith("postgresql")
         of_region = REGION_LOOPS
         if not self.tends_keys:
-            loops, of_region = loops - 3, REGION_LOOPS - 1
+            loops, of_region = loops - 4, REGION_LOOPS - 1
         await self.sleeper.settled(loops + of_region * len(self.settings.regions))
 
     def authorization(self, caller: str = "all") -> dict[str, str]:

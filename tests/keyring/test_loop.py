@@ -21,19 +21,15 @@ class Stop(BaseException):
 
 
 class Scripted:
-    """Ticks as it is told, and notes how long the loop then waits, in all and in which pieces."""
+    """Ticks as it is told, and notes how long the loop then waits."""
 
     def __init__(self, *answers: RegionStatus | Exception) -> None:
         self.answers = list(answers)
         self.pauses: list[float] = []
-        self.slept: list[float] = []
         self.changes = 0
 
     async def tick(self, region: str) -> RegionStatus:
-        if len(self.pauses) == len(self.answers):
-            raise Stop
         answer = self.answers[len(self.pauses)]
-        self.pauses.append(0.0)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -42,9 +38,9 @@ class Scripted:
         self.changes += 1
 
     async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        if self.pauses:
-            self.pauses[-1] += seconds
+        self.pauses.append(seconds)
+        if len(self.pauses) == len(self.answers):
+            raise Stop
 
 
 class Always:
@@ -60,7 +56,7 @@ class Always:
         self.let_go_of.append(region)
 
 
-async def ticked(*answers: RegionStatus | Exception, turns: Always | None = None) -> Scripted:
+async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None) -> list[float]:
     scripted = Scripted(*answers)
     loop = RotationLoop(
         scripted,
@@ -75,11 +71,7 @@ async def ticked(*answers: RegionStatus | Exception, turns: Always | None = None
     with pytest.raises(BaseExceptionGroup) as caught:
         await loop.run()
     assert caught.group_contains(Stop)
-    return scripted
-
-
-async def pauses(*answers: RegionStatus | Exception, turns: Always | None = None) -> list[float]:
-    return (await ticked(*answers, turns=turns)).pauses
+    return scripted.pauses
 
 
 def status(next_at: float | None = None, *problems: Problem) -> RegionStatus:
@@ -134,49 +126,32 @@ async def test_the_jitter_is_a_fifth_either_way() -> None:
     assert scripted.changes == 1
 
 
-class Scheduled(Always):
-    """It is our turn as the answers say, one for each time it is asked; then all stops."""
+class Theirs(Always):
+    """It is ours when it has been asked about so often, and before another's; then the store fails."""
 
-    def __init__(self, *answers: bool | Exception) -> None:
+    def __init__(self, times: int) -> None:
         super().__init__()
-        self.answers = list(answers)
+        self.times = times
 
     async def take(self, region: str) -> bool:
-        if not self.answers:
-            raise Stop
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        self.times -= 1
+        if self.times < 0:
+            raise StoreUnavailableError("down")
+        return self.times == 0
 
     async def let_go(self, region: str) -> None:
         await super().let_go(region)
         raise StoreUnavailableError("down")
 
 
-DOWN = StoreUnavailableError("down")
-
-
 async def test_nothing_is_done_while_it_is_another_s_turn() -> None:
     problem = Problem("Import k1", "ivs_unavailable", "no answer")
-    turns = Scheduled(False, False, True, DOWN, DOWN)
+    never = AssertionError("it is not our turn")
+    answers = [never, never, status(None, problem), never, never]
+    turns = Theirs(3)
     with capture_logs() as logs:
-        done = await ticked(status(None, problem), turns=turns)
-    assert done.slept == [5.0, 5.0, 1.0, 5.0, 5.0]
+        assert await pauses(*answers, turns=turns) == [5.0, 5.0, 1.0, 5.0, 5.0]
     assert [line["event"] for line in logs] == ["key_turn_not_let_go", "key_turn_unknown"]
-
-
-async def test_the_turn_is_kept_while_there_is_nothing_to_do() -> None:
-    """Renewed every 5 seconds, so that another one has it soon after this process has died."""
-    done = await ticked(status(), status(NOW + 7), status(), turns=Scheduled(*[True] * 9))
-    assert done.slept == [5.0] * 6 + [5.0, 2.0] + [5.0]
-
-
-async def test_whose_turn_is_lost_while_there_is_nothing_to_do_waits_for_the_next() -> None:
-    turns = Scheduled(True, True, False, False, DOWN, True)
-    done = await ticked(status(), status(), turns=turns)
-    assert done.slept == [5.0] * 5
-    assert len(done.pauses) == 2
 
 
 async def test_whoever_has_trouble_lets_another_try() -> None:

@@ -111,6 +111,7 @@ def test_the_default_duration_stays_within_the_operators_limit():
         ({"role": "host\n"}, "role", "pattern", None),
         ({"role": "host"}, "role", "no_policy", None),
         ({"userID": "ana"}, "userID", "unknown_field", None),
+        ({"\ud800": None}, "?", "unknown_field", None),
     ],
 )
 def test_a_bad_field_is_named_with_its_limit(change, field, code, limit):

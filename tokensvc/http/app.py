@@ -50,8 +50,8 @@ from tokensvc.http.siblings import Siblings
 from tokensvc.http.token_routes import TOKEN_ROUTES, mint, mint_batch
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ivs.gateway import IvsGateway
-from tokensvc.keyring.loop import RotationLoop
-from tokensvc.keyring.turns import RotationTurns
+from tokensvc.keyring.loop import RotationLoop, longest_pause
+from tokensvc.keyring.turns import KEEP_SECONDS, RotationTurns
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.settings import Settings
 from tokensvc.signing import Backend, generate_private_key, load_signer, signatures_per_second
@@ -221,6 +221,7 @@ def create_app(
             LeaseStore(parts.engine, parts.transactions),
             settings.ring_id,
             secrets.token_hex(8),
+            seconds=longest_pause(settings.rotation_check),
             clock=clock,
         )
 
@@ -255,8 +256,9 @@ def create_app(
                 clock=clock,
                 sleep=sleep,
             )
-            background.append(loop.run())
             background += [
+                loop.run(),
+                every(KEEP_SECONDS, turns.keep, name="key turns", sleep=sleep),
                 every(SWEEP_SECONDS, sweep, name="ledger janitor", sleep=sleep),
                 every(TIDY_SECONDS, tidy, name="revocations", sleep=sleep),
                 every(COUNT_SECONDS, reports.count, name="living tokens", sleep=sleep),

@@ -18,13 +18,13 @@ from tokensvc.errors import StoreUnavailableError, TokenServiceError
 from tokensvc.keyring.imports import Sleep
 from tokensvc.keyring.status import RegionStatus
 
-__all__ = ["RotationLoop", "Ticker", "Turns"]
+__all__ = ["RotationLoop", "Ticker", "Turns", "longest_pause"]
 
 _FIRST_RETRY_SECONDS: Final = 1.0
 _SHORTEST_PAUSE_SECONDS: Final = 0.5
 _JITTER: Final = 0.2
 _ASK_SECONDS: Final = 5.0
-"""Between two questions whose turn it is, of who has it and of who waits for it."""
+"""Between two questions whether the turn of another process has ended."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +47,11 @@ class Turns(Protocol):
     async def let_go(self, region: str) -> None:
         """Let another process have the turn."""
         ...
+
+
+def longest_pause(interval: float) -> float:
+    """Return the longest pause, in seconds, between two ticks that went well."""
+    return interval * (1.0 + _JITTER)
 
 
 class RotationLoop:
@@ -94,21 +99,9 @@ class RotationLoop:
                 continue
             status = await self._tick(region)
             failures = 0 if status is not None and not status.problems else failures + 1
-            pause = self._pause(status, failures)
             if failures:
                 await self._let_go(region)
-                await self._sleep(pause)
-            else:
-                await self._rest(region, pause)
-
-    async def _rest(self, region: str, seconds: float) -> None:
-        """Sleep, and keep the turn meanwhile; no longer than it is ours."""
-        while seconds > _ASK_SECONDS:
-            await self._sleep(_ASK_SECONDS)
-            seconds -= _ASK_SECONDS
-            if not await self._is_ours(region):
-                return
-        await self._sleep(seconds)
+            await self._sleep(self._pause(status, failures))
 
     async def _is_ours(self, region: str) -> bool:
         try:

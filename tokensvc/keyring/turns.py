@@ -4,9 +4,9 @@ IVS takes three calls a second about public keys from all of us, so replicas mus
 A turn decides nothing else. Whoever acts though it is not their turn (a command, a request to rotate, two
 whose clocks disagree) is fenced by the ring's version, as everybody is.
 
-A turn outlasts a look and is renewed every few seconds between two, so whoever has it keeps it, and the
-next one has it soon after that process has died. A process that has run into trouble lets it go: another
-may have none.
+A turn lasts for seconds and is renewed in the background, so that the next one has it soon after the process
+that had it has died; but for no longer than until the next look, so that one which hangs loses it as well. A
+process that has run into trouble lets it go: another may have none.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ import structlog
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.store.leases import Lease
 
-__all__ = ["TURN_SECONDS", "RotationTurns"]
+__all__ = ["KEEP_SECONDS", "LOOK_SECONDS", "TURN_SECONDS", "RotationTurns"]
+
+KEEP_SECONDS: Final = 5.0
+"""Between two renewals."""
 
 TURN_SECONDS: Final = 20.0
-"""What a turn lasts unless it is renewed: longer than a look with all its steps and the pause after it."""
+"""What a turn lasts when nobody renews it: some renewals may fail."""
+
+LOOK_SECONDS: Final = 15.0
+"""For how long it is renewed beyond the pause between two looks: longer than a look with all its steps."""
 
 _NEXT_SECONDS: Final = 1.0
 """Before another one begins where the one before has let go, so that a fault of all of us is no storm."""
@@ -52,17 +58,28 @@ class Leases(Protocol):
 
 
 class RotationTurns:
-    """The turns of one process; `holder` is a random name of its run, `clock` gives Unix seconds."""
+    """The turns of one process; `holder` is a random name of its run.
+
+    `seconds` is the longest pause between two looks, `clock` gives Unix seconds.
+    """
 
     def __init__(
-        self, leases: Leases, ring_id: str, holder: str, *, clock: Callable[[], float]
+        self,
+        leases: Leases,
+        ring_id: str,
+        holder: str,
+        *,
+        seconds: float,
+        clock: Callable[[], float],
     ) -> None:
         self._leases = leases
         # A ring id may be as long as the name of a lease.
         self._ring = hashlib.sha256(ring_id.encode()).hexdigest()[:16]
         self._holder = holder
+        self._seconds = seconds + LOOK_SECONDS
         self._clock = clock
         self._held: dict[str, Lease] = {}
+        self._kept_until: dict[str, float] = {}
 
     @property
     def any(self) -> bool:
@@ -88,7 +105,26 @@ class RotationTurns:
         if lease is None:
             return False
         self._held[region] = lease
+        self._kept_until[region] = now + self._seconds
         return True
+
+    async def keep(self) -> None:
+        """Renew the turns of this process, until the next look is overdue; raises StoreUnavailableError.
+
+        To be called every KEEP_SECONDS.
+        """
+        for region, lease in tuple(self._held.items()):
+            now = self._clock()
+            if now >= self._kept_until.get(region, now):
+                continue
+            renewed = await self._leases.renew(lease, seconds=TURN_SECONDS, now=now)
+            # Else it was taken anew meanwhile.
+            if self._held.get(region) is lease:
+                if renewed is None:
+                    del self._held[region]
+                    _log.info("key_turn_lost", region=region)
+                else:
+                    self._held[region] = renewed
 
     async def _renewed(self, lease: Lease, now: float) -> Lease | None:
         try:
@@ -103,6 +139,7 @@ class RotationTurns:
 
         Where none takes it, it is still this one's.
         """
+        self._kept_until.pop(region, None)
         await self._give_back(region, after=_NEXT_SECONDS)
 
     async def _give_back(self, region: str, *, after: float) -> None:

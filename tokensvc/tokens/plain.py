@@ -73,7 +73,8 @@ def plain_fields(body: object) -> PlainFields | None:
     """Return the same of a request that is decoded already."""
     try:
         return msgspec.convert(body, PlainFields)
-    except (msgspec.ValidationError, RecursionError):
+    # A lone surrogate in the name of a field, which msgspec's own decoder lets nobody have.
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return None
 
 
