@@ -271,3 +271,49 @@ def test_a_journal_that_cannot_be_copied_is_told_once(path: Path, error: Excepti
         sut._told(fail)
     assert [log["event"] for log in logs] == ["journal_not_copied"] * 2
     sut.close()
+
+
+def test_whoever_closes_just_before_the_thread_begins_to_copy_waits_for_nothing(path: Path) -> None:
+    sut = Checkpointer(open_writer_engine(open_engine(f"sqlite+aiosqlite:///{path}")), print)
+
+    class SetOnceWaitedFor(threading.Event):
+        """What `close` sets in the moment after it was looked at."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            was_set = self.is_set()
+            self.set()
+            sut._written.set()
+            return was_set
+
+    sut._ended = SetOnceWaitedFor()
+    sut.note_commit()
+    assert sut._thread is not None
+    sut._thread.join(60)
+    assert not sut._thread.is_alive()
+    sut.close()
+
+
+def test_a_disk_that_hangs_is_not_waited_for_for_ever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokensvc.store.checkpoints.CLOSE_SECONDS", 0.01)
+    engine = open_writer_engine(open_engine(f"sqlite+aiosqlite:///{path}"))
+    sut = Checkpointer(engine, print, interval=0.0)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def copy() -> None:
+        hangs.set()
+        goes_on.wait()
+
+    monkeypatch.setattr(sut, "copy", copy)
+    sut.note_commit()
+    assert hangs.wait(60)
+    with capture_logs() as logs:
+        sut.close()
+    assert [log["event"] for log in logs] == ["store_checkpoints_hang"]
+    goes_on.set()
+    # The thread ends by itself, and is not begun again.
+    assert sut._thread is not None
+    sut._thread.join(60)
+    assert not sut._thread.is_alive()
+    sut.close()

@@ -45,6 +45,8 @@ MAX_PASSES: Final = 5
 """The writer's turn comes after a pass in which no more than that were written meanwhile, but after so many
 passes anyway; each takes less long than the one before, since it has only that to copy."""
 
+CLOSE_SECONDS: Final = 15.0
+
 NICE: Final = 10
 """A tenth of the share of another thread: many times what it needs where they take all that they get."""
 
@@ -83,16 +85,23 @@ class Checkpointer:
     def note_commit(self) -> None:
         """Take note that there is something to copy; starts the thread at the first. For the writer's."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="store-checkpoints", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="store-checkpoints", daemon=True)
+            thread.start()
+            self._thread = thread
         self._written.set()
 
     def close(self) -> None:
-        """End the thread, after the copying that is under way; blocks. What is left is copied later."""
+        """End the thread, after the copying that is under way; blocks. What is left is copied later.
+
+        A disk that hangs is waited for CLOSE_SECONDS; then the thread ends with the process.
+        """
         self._ended.set()
         self._written.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                _log.error("store_checkpoints_hang", seconds=CLOSE_SECONDS)
+                return
         self._engine.dispose()
 
     def copy(self) -> None:
@@ -107,7 +116,8 @@ class Checkpointer:
             if pages - before <= FEW_PAGES:
                 break
         self._have_written()
-        self._between_commits(self._copy_rest)
+        if not self._ended.is_set():
+            self._between_commits(self._copy_rest)
 
     def _have_written(self) -> None:
         """Wait until the disk has all that is in the database's file."""
@@ -125,9 +135,11 @@ class Checkpointer:
         _give_way()
         while True:
             self._written.wait()
-            if self._ended.wait(self._interval):
-                return
+            self._ended.wait(self._interval)
             self._written.clear()
+            # Looked at after that: `close` has it set before `_written`, which may just have been undone.
+            if self._ended.is_set():
+                return
             self._told(self.copy)
 
     def _told(self, work: Callable[[], object]) -> None:
