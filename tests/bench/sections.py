@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from statistics import median, quantiles
 from time import monotonic, sleep
+from typing import NamedTuple, TypeAlias
 
 from tests.bench import filling
 from tests.bench.figures import PER_SECOND, Figure
@@ -64,14 +66,15 @@ def mints(options: Options) -> Iterator[Figure]:
 
 
 def latency(options: Options) -> Iterator[Figure]:
-    """Measure (e) latency under a given load, and with batches of 1,000 beside it."""
+    """Measure (e) latency under a given load, and with batches of 1,000 beside it.
+
+    In each round all loads are asked for in turn, as parts of what the worker took at its beginning.
+    """
     with installed() as installation, installation.service() as service:
-        capacity = rounds_of("e", {ONE: service.requests()}, options, only_rate=True)
-        full = capacity[0].value
-        yield Figure("e", "taken as 100 %", PER_SECOND, capacity[0].rounds)
-        for percent in LOADS:
-            yield from _paced(service, f"{percent} % load", full * percent / 100, options)
-        rate, thousand = full * BESIDE / 100, service.requests(1000)
+        thousand = service.requests(1000)
+        loads: dict[str, tuple[int, _Beside | None]] = {
+            f"{percent} % load": (percent, None) for percent in LOADS
+        }
         for name, asking, connections in (
             ("a batch of 1,000 every second", asking_every_second, 4),
             ("one batch of 1,000 after another", always_asking, 1),
@@ -84,7 +87,18 @@ def latency(options: Options) -> Iterator[Figure]:
                 # The load warms up for a second first, and the service has to be at work on it then.
                 seconds=_paced_seconds(options) + 2,
             )
-            yield from _paced(service, f"{BESIDE} % load, {name}", rate, options, beside)
+            loads[f"{BESIDE} % load, {name}"] = (BESIDE, beside)
+        full: list[float] = []
+        said: dict[str, list[_Said]] = {name: [] for name in loads}
+        for number in range(options.rounds):
+            kinds, once = {ONE: service.requests()}, replace(options, rounds=1)
+            full += rounds_of("e", kinds, once, only_rate=True)[0].rounds
+            for name, (percent, beside_it) in loads.items():
+                rate = full[-1] * percent / 100
+                said[name].append(_paced_round(service, rate, options, number, beside_it))
+        yield Figure("e", "taken as 100 %", PER_SECOND, full)
+        for name, (percent, _) in loads.items():
+            yield from _latencies("e", name, median(full) * percent / 100, said[name])
 
 
 def deletion(options: Options) -> Iterator[Figure]:
@@ -106,9 +120,11 @@ def deletion(options: Options) -> Iterator[Figure]:
                 sleep(0.1)  # It begins some seconds after its start.
             for percent in (BESIDE // 2, BESIDE):
                 due, begun = filling.still_due(database), monotonic()
-                yield from _paced(
-                    service, f"{percent} % load", full * percent / 100, options, section="k"
-                )
+                rate = full * percent / 100
+                said = [
+                    _paced_round(service, rate, options, number) for number in range(options.rounds)
+                ]
+                yield from _latencies("k", f"{percent} % load", rate, said)
                 left = filling.still_due(database)
                 if not left:
                     raise RuntimeError("too few expired rows: nothing was left to delete")
@@ -203,34 +219,36 @@ def _paced_seconds(options: Options) -> float:
     return max(5.0, options.seconds)
 
 
-def _paced(
-    service: Service,
-    name: str,
-    rate: float,
-    options: Options,
-    beside: Callable[[], AbstractContextManager[Mapping[str, float]]] | None = None,
-    *,
-    section: str = "e",
-) -> Iterator[Figure]:
-    said, said_beside = [], []
-    for number in range(options.rounds):
-        with beside() if beside else nullcontext({}) as batches:
-            said.append(
-                pace(
-                    service.requests(),
-                    cores=load_cores(),
-                    rate=rate,
-                    seconds=_paced_seconds(options),
-                    seed=number + 1,
-                )
-            )
-        if batches:
-            said_beside.append(batches["p50_ms"])
+_Beside: TypeAlias = Callable[[], AbstractContextManager[Mapping[str, float]]]
+"""Begins to ask for batches, and gives how long they took once it has ended."""
+
+
+class _Said(NamedTuple):
+    paced: Mapping[str, float]
+    batches_p50_ms: float | None
+
+
+def _paced_round(
+    service: Service, rate: float, options: Options, number: int, beside: _Beside | None = None
+) -> _Said:
+    with beside() if beside else nullcontext({}) as batches:
+        paced = pace(
+            service.requests(),
+            cores=load_cores(),
+            rate=rate,
+            seconds=_paced_seconds(options),
+            seed=number + 1,
+        )
+    return _Said(paced, batches.get("p50_ms"))
+
+
+def _latencies(section: str, name: str, rate: float, said: list[_Said]) -> Iterator[Figure]:
     for label, key in (("p50", "p50_ms"), ("p99", "p99_ms"), ("p99.9", "p99_9_ms")):
-        yield Figure(section, f"{name}: {label}", "ms", [one[key] for one in said], x=rate)
-    if said_beside:
-        yield Figure(section, f"{name}: p50 of those batches", "ms", said_beside, x=rate)
-    late = [one["late_p99_ms"] for one in said]
+        yield Figure(section, f"{name}: {label}", "ms", [one.paced[key] for one in said], x=rate)
+    batches = [one.batches_p50_ms for one in said if one.batches_p50_ms is not None]
+    if batches:
+        yield Figure(section, f"{name}: p50 of those batches", "ms", batches, x=rate)
+    late = [one.paced["late_p99_ms"] for one in said]
     yield Figure(section, f"{name}: p99 of the load's own lateness", "ms", late, x=rate)
 
 
