@@ -12,6 +12,7 @@ import pytest
 
 from tests.http.support import Service
 from tests.http.test_server import Connection, Listening, listening
+from tokensvc.http.protocol import MAX_HEAD_BYTES
 
 HIDDEN = b"DELETE /v1/bans/hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 MINT = b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\n"
@@ -48,6 +49,8 @@ REFUSED = {
     "a chunk without end": CHUNKED + b"fffffffffffffffff\r\n\r\n",
     "a chunk that ends in LF": CHUNKED + b"0\n\n",
     "a chunk that does not end": CHUNKED + b"1\r\na0\r\n\r\n",
+    "a trailer": CHUNKED + b"0\r\nAuthorization: Bearer x\r\n\r\n",
+    "a trailer without end": CHUNKED + b"0\r\nX: " + b"x" * (MAX_HEAD_BYTES * 2),
     "a chunk extension with LF": CHUNKED + b"0;a=\nb\r\n\r\n",
     "LF only": b"GET /healthz HTTP/1.1\nHost: x\n\n",
     "LF after a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
@@ -110,6 +113,55 @@ async def test_an_upgrade_is_not_taken_and_ends_the_connection(stopped: Service,
         assert got.startswith(b"HTTP/1.1 200 ")
         assert got.count(b"HTTP/1.1 ") == 1
         assert b"connection: close" in got
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_body_behind_an_upgrade_is_read(stopped: Service, pieces: int):
+    """As Java's HttpClient and curl --http2 send it over plain HTTP; a server may ignore an Upgrade."""
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        head, _, body = server.mint().partition(b"\r\n\r\n")
+        head += b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA"
+        if pieces == 1:
+            await connection.say(head + b"\r\n\r\n" + body)
+        else:
+            await connection.say(head + b"\r\n\r\n")
+            await connection.say(body)
+        status, headers, minted = await connection.answer()
+        assert status == 201
+        assert minted["token"]
+        assert headers["connection"] == "close"
+        assert await connection.is_closed()
+
+
+async def test_a_trailer_that_comes_after_the_answer_ends_the_connection(stopped: Service):
+    """Nor is it kept: there may be millions."""
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        await connection.say(CHUNKED)
+        assert (await connection.answer())[0] == 401
+        await connection.say(b"0\r\nX: y\r\n")
+        assert await connection.is_closed()
+
+
+async def test_what_stands_before_a_head_is_not_counted_as_part_of_it(stopped: Service):
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        many = MAX_HEAD_BYTES // len(GET) + 10
+        await connection.say((GET + b"\r\n") * many + GET)
+        for _ in range(many):
+            assert (await connection.answer())[0] == 200
+        await connection.say(b"\r\n")
+        assert (await connection.answer())[0] == 200
+
+
+async def test_a_request_is_answered_before_what_stands_behind_it_is_refused(stopped: Service):
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        await connection.say(server.mint() + b"garbage\r\n\r\n")
+        assert (await connection.answer())[0] == 201
+        assert (await connection.answer())[0] == 400
+        assert await connection.is_closed()
 
 
 async def test_http_1_0_is_answered_and_closed(stopped: Service):

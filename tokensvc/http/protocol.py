@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Final
 
+import httptools
 import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -42,6 +43,7 @@ _COPIED_BYTES: Final = 65_536
 """Bodies up to here are copied behind their heads, into one write; of megabytes that takes milliseconds."""
 
 _VERSIONS: Final = ("1.1", "1.0")
+_OF_UPGRADES: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _LOOKED_AT: Final = frozenset({b"host", b"expect", b"transfer-encoding"})
 _NOT_HTTP: Final = "This is not an HTTP request."
 
@@ -70,6 +72,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.limit_concurrency = None
         self._head_bytes = 0
         self._in_head = True
+        self._head_began = False
+        """Whether the head began with the bytes that are being read."""
+        self._upgrades = False
+        self._was_answered_early = False
+        """Whether a request was answered before its body's end."""
+        self._heard = False
+        """Whether the bytes that are being read had a part of a body in them."""
+        self._unheard_bytes = 0
+        self._refusal: bytes | None = None
+        """What is sent when the answers before it have been; nothing more is read."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_body = False
         self._rest_timer: asyncio.TimerHandle | None = None
@@ -111,16 +123,33 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
+        if self._refusal is not None:
+            return
         self._idle_since = None
-        super().data_received(data)
+        self._head_began = self._heard = False
+        self._feed(data)
         if self._short is not None:
             self._go_the_long_way()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refusal is not None:
             return
         if not self._in_head:
+            self._unheard_bytes = (
+                0 if self._heard or not self._in_body else self._unheard_bytes + len(data)
+            )
+            if self._unheard_bytes > MAX_HEAD_BYTES:
+                # Of a chunk's extension, or of a trailer: the parser keeps them until they end.
+                self._refuse(
+                    HTTPStatus.BAD_REQUEST,
+                    InvalidRequestError(f"Between two chunks there may be {MAX_HEAD_BYTES} bytes."),
+                )
+                return
             self._idle_again()
             return
-        self._head_bytes += len(data)
+        if self._head_began:
+            # Others may stand before it in what was read.
+            self._head_bytes = len(data) - data.rfind(self.url) if self.url else 0
+        else:
+            self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -129,9 +158,36 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._head_timer is None:
             self._watch_head()
 
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._upgrades:
+                    return
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head that was read, as one of a request that is the last and wants no other protocol.
+
+        A server may ignore an Upgrade (RFC 9110, section 7.8); the parser, however, reads no body behind one.
+        """
+        self._upgrades = False
+        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OF_UPGRADES]
+        self.parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([*lines, b"connection: close", b"", b""])
+
     def on_message_begin(self) -> None:
         """Begin a head."""
-        self._in_head = True
+        self._in_head = self._head_began = True
+        self._was_answered_early = False
         self._head_bytes = 0
         self.url = b""
         self.headers = []
@@ -139,6 +195,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header; what it means is looked at when all are there."""
+        if not self._in_head:
+            # They would have no bound, and be read as headers by some and not by others.
+            self._fault = "A body has no trailers here (RFC 9110, section 6.5)."
+            raise _BadHeadError
         self.headers.append((name.lower(), value))
 
     def _begin_scope(self) -> None:
@@ -152,10 +212,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """End a head, and choose who answers: the application, or its refusal."""
         self._in_head = False
-        self._in_body = True
         if self._head_timer is not None:
             self._head_is_over()
         self._check_head()
+        self._in_body = True
+        self._unheard_bytes = 0
+        if (
+            self.parser.should_upgrade()
+            and self._version == "1.1"
+            and self.parser.get_method() != b"CONNECT"
+        ):
+            self._upgrades = True
+            return
         crowded = self._max_connections is not None and (
             len(self.connections) > self._max_connections
             or len(self.tasks) >= self._max_connections
@@ -171,6 +239,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
+        self._heard = True
         if self._short is None:
             super().on_body(body)
         else:
@@ -181,6 +250,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_body = False
         if self._rest_timer is not None:
             self._body_is_over()
+        if self._upgrades:
+            return
         if self._short is None:
             super().on_message_complete()
             return
@@ -320,6 +391,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
+        if self._refusal is not None:
+            self.transport.write(self._refusal)
+            self._give_up()
+            return
+        self._was_answered_early = self._in_body
         if self._in_body and self._rest_timer is None:
             self._rest_timer = self.loop.call_later(REST_SECONDS, self._give_up)
         self._begin_idling()
@@ -394,7 +470,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "x-content-type-options: nosniff\r\n"
             "connection: close\r\n\r\n"
         )
-        self.transport.write(head.encode("ascii") + body)
+        refusal = head.encode("ascii") + body
+        if self._is_answering() and not self._in_body:
+            # Whoever sent what was right before it waits for the answers to that.
+            self._refusal = refusal
+            return
+        if not self._was_answered_early:
+            self.transport.write(refusal)
         self._give_up()
 
 
