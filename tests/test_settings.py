@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensvc.errors import ConfigurationError
+from tokensvc.http.hardening import complaints
 from tokensvc.settings import Settings, describe
 
 
@@ -121,3 +123,23 @@ def test_any_text_is_taken_or_refused_naming_its_variable(name: str, value: str)
     except ConfigurationError as error:
         fault = error.detail
     assert name in fault
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@55:w0rd@db/tokens", "postgresql://u:***@db/tokens"),
+        ("postgresql://u:Sup3r@w0rd@db/tokens", "postgresql://u:***@db/tokens"),
+        (
+            "postgresql://u@db/t?sslkey=/k.pem&sslpassword=w0rd",
+            "postgresql://u@db/t?sslkey=/k.pem&sslpassword=***",
+        ),
+        ("postgresql://u@db/t?password=w0rd&a=b", "postgresql://u@db/t?password=***&a=b"),
+    ],
+)
+def test_no_part_of_a_database_password_is_shown(url: str, shown: str) -> None:
+    settings = dataclasses.replace(Settings(), database_url=url)
+    row = next(row for row in describe(settings) if row.name == "TOKENSVC_DATABASE_URL")
+    assert row.value == shown
+    # Nor raised by who reads the URL for something else.
+    assert "w0rd" not in str(complaints(settings, {}))

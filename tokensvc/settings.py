@@ -533,7 +533,9 @@ class SettingRow:
     doc: str
 
 
-_URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^@\s]*@")
+_URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):\S*@")
+"""To the last @, since one in a password that nobody escaped is a part of it."""
+_QUERY_PASSWORD = re.compile(r"(?<=[?&])(password|sslpassword|passwd|pwd)=[^&\s]*", re.IGNORECASE)
 
 
 def describe(settings: Settings) -> list[SettingRow]:
@@ -557,4 +559,4 @@ def _shown(value: object) -> str:
         return ""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return _URL_PASSWORD.sub(r"\1:***@", str(value))
+    return _QUERY_PASSWORD.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", str(value)))

@@ -137,3 +137,22 @@ def test_nothing_is_started_after_stop(died: bool):
         processes.started[0].exitcode = 0
     assert not processes.after(100)
     assert len(processes.started) == 1
+
+
+def test_one_that_cannot_be_started_is_tried_again_and_stops_nobody():
+    """No more processes or descriptors, as when the first one was killed for want of memory."""
+    processes = Processes(2)
+    processes.after(0)
+    started = processes.supervisor._start
+
+    def fails(index: int) -> FakeWorker:
+        raise OSError(24, "Too many open files")
+
+    processes.supervisor._start = fails
+    processes.started[0].exitcode = -9
+    assert processes.after(STABLE_SECONDS)
+    assert processes.after(1)
+    assert processes.supervisor.workers == [processes.started[1]]
+    processes.supervisor._start = started
+    processes.after(60)
+    assert [worker.index for worker in processes.started] == [0, 1, 0]

@@ -51,7 +51,7 @@ def translated(error: Exception) -> IvsError:
         ("ExpiredTokenException", 403, IvsAccessDeniedError),
         ("RequestTimeTooSkewed", 403, IvsAccessDeniedError),
         ("InvalidSignatureException", 403, IvsAccessDeniedError),
-        ("NeverHeardOf", 400, IvsRejectedError),
+        ("NeverHeardOf", 400, IvsError),
         ("NeverHeardOf", 401, IvsAccessDeniedError),
         ("NeverHeardOf", 402, IvsQuotaExceededError),
         ("NeverHeardOf", 403, IvsAccessDeniedError),

@@ -849,3 +849,39 @@ async def test_a_half_that_does_not_open_is_not_imported(world: World) -> None:
     status = await world.manager(sealer=LocalSealer(bytes(32))).tick(REGION)
     assert [problem.code for problem in status.problems] == ["seal"]
     assert world.ivs.keys == {}
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailableError("down"), RingConflictError("changed")])
+async def test_a_key_that_was_missed_for_a_moment_signs_again(world: World, fault) -> None:
+    """Though the store failed in the same look, so that nobody else was told."""
+    manager = await world.settled()
+    key = world.active
+    world.clock.now += 600
+    world.ivs.hidden.add(key.arn)
+
+    def fail(operation: str) -> None:
+        if operation == "save":
+            world.ivs.hidden.clear()
+            world.store.before = lambda _: None
+            raise fault
+
+    world.store.before = fail
+    await manager.tick(REGION)
+    for _ in range(2):
+        world.clock.now += 1000
+        await manager.tick(REGION)
+    assert world.active.key_id == key.key_id
+    assert dict((await manager.load_view()).reasons) == {}
+
+
+async def test_an_orphan_is_kept_as_long_as_any_token_of_the_ring_was_ever_allowed(
+    world: World,
+) -> None:
+    await world.settled()
+    longest = world.active.longest_ttl
+    tags = key_tags(RING, world.ring().owner, "klost")
+    world.ivs.put(REGION, public_key_pem(generate_private_key()), "lost", tags)
+    shorter = dataclasses.replace(world.policy, longest_participant_ttl=3600)
+    assert shorter.longest_ttl < longest
+    await world.manager(policy=shorter).tick(REGION)
+    assert world.ring().key("klost").longest_ttl == longest

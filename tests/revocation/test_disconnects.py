@@ -15,6 +15,8 @@ from tokensvc.errors import (
     BannedError,
     IdempotencyConflictError,
     InvalidRequestError,
+    IvsAccessDeniedError,
+    IvsNotFoundError,
     IvsRejectedError,
     NotFoundError,
     StoreUnavailableError,
@@ -773,3 +775,85 @@ def test_a_request_out_of_bounds_is_refused_by_field(make, field):
         make()
     assert [fault.field for fault in refused.value.errors] == [field]
     DisconnectAsk.of_user(STAGE, "u" * 128, reason="r" * 128, ban=0)
+
+
+async def issued_and_joined(replica, ivs, token_id, ttl=3600):
+    await replica.bans.refresh()
+    await replica.issue(token_id, "alice", STAGE, ttl)
+    assert ivs.join(STAGE, token_id, "alice")
+
+
+async def test_who_is_let_back_in_after_a_ban_was_lifted_stays(replica, ivs):
+    await issued_and_joined(replica, ivs, "old")
+    ask = DisconnectAsk.of_user(STAGE, "alice", ban=3600)
+    made = await replica.revocations.disconnect(ask, caller_id=None)
+    await replica.work(12)
+    assert ivs.revoked == {"old"}
+    await replica.revocations.lift(made.ban_id)
+    replica.time.now += 1
+    await issued_and_joined(replica, ivs, "new")
+    await replica.work(60)
+    assert replica.time.now > made.expected_completion + SETTLE_SECONDS
+    assert ivs.revoked == {"old"}
+
+
+async def test_who_comes_after_a_short_ban_stays_though_its_kick_is_tried_again(replica, ivs):
+    async def denied(*given, **named):
+        raise IvsAccessDeniedError("no")
+
+    ivs.list_participants = denied
+    await issued_and_joined(replica, ivs, "old")
+    await replica.revocations.disconnect(
+        DisconnectAsk.of_user(STAGE, "alice", ban=60), caller_id=None
+    )
+    await replica.work(10)
+    assert ivs.revoked == {"old"}
+    replica.time.now += 600
+    await issued_and_joined(replica, ivs, "new")
+    await replica.work(200)
+    assert ivs.revoked == {"old"}
+
+
+async def test_an_answer_from_before_a_kick_does_not_end_it(replica, other, ivs):
+    """The second kick shares the call of the first, which IVS was asked for before."""
+    await replica.bans.refresh()
+    await replica.issue("p", "alice", STAGE, 3600)
+    ask = DisconnectAsk.of_participant(STAGE, "p")
+    await replica.revocations.disconnect(ask, caller_id=None)
+    asked_ivs, second = ivs.disconnect_participant, []
+
+    async def slow(*given, **named):
+        try:
+            await asked_ivs(*given, **named)
+        except IvsNotFoundError:
+            if not second:
+                assert ivs.join(STAGE, "p", "alice")
+                second.append(await other.revocations.disconnect(ask, caller_id=None))
+            raise
+
+    ivs.disconnect_participant = slow
+    await replica.work(20)
+    assert len(second) == 1
+    assert ivs.revoked == {"p"}
+
+
+async def test_a_key_s_kick_means_those_who_stay_beyond_the_expiry_of_their_token(replica, ivs):
+    await issued_and_joined(replica, ivs, "short", ttl=300)
+    replica.time.now += 3600
+    await replica.bans.refresh()
+    await replica.revocations.disconnect(DisconnectAsk.of_key(REGION, "k1"), caller_id=None)
+    await replica.work(20)
+    assert ivs.revoked == {"short"}
+
+
+async def test_a_lift_is_learnt_of_after_a_day_without_reading(replica, other, time):
+    made = await replica.revocations.ban(user_id="alice", caller_id=None)
+    await other.bans.refresh()
+    await replica.revocations.lift(made.ban_id)
+    time.now += 25 * 3600
+    await replica.revocations.tidy()
+    await replica.revocations.ban(user_id="bob", caller_id=None)
+    await other.bans.refresh()
+    other.bans.admit(str(STAGE), "alice")
+    with pytest.raises(BannedError):
+        other.bans.admit(str(STAGE), "bob")

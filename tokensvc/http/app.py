@@ -148,7 +148,8 @@ def create_app(
         janitor = LedgerJanitor(
             parts.engine,
             deleting_writes(parts.engine, parts.transactions),
-            retention=settings.ledger_retention,
+            # A key is kept until the latest `exp` that the ledger knows of it, and the skew.
+            retention=max(settings.ledger_retention, 2 * settings.clock_skew),
             clock=clock,
             sleep=sleep,
             monotonic=monotonic,

@@ -127,8 +127,8 @@ def _is_loopback(host: str) -> bool:
 def _database_file(url: str) -> Path | None:
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        # Whoever opens it says so.
+    except (ArgumentError, ValueError):
+        # A ValueError tells the port that is no number: a part of the password. Whoever opens it says so.
         return None
     return (
         Path(parsed.database)

@@ -128,14 +128,29 @@ class Supervisor:
             if place.worker is not None and place.worker.exitcode is not None:
                 self._note_end(place, place.worker.exitcode, now)
             if place.worker is None and not self.stopping and now >= place.start_at:
-                place.worker = self._start(place.index)
-                place.started_at = now
-                _log.info("worker_started", worker=place.index, pid=place.worker.pid)
+                self._begin(place, now)
         if self._stop_at is not None and now >= self._stop_at:
             for worker in self.workers:
                 _log.error("worker_killed", pid=worker.pid, seconds=self._grace)
                 worker.kill()
         return bool(self.workers) or not self.stopping
+
+    def _begin(self, place: _Place, now: float) -> None:
+        try:
+            place.worker = self._start(place.index)
+        except OSError as error:
+            # No more processes, descriptors or memory, for now: the others live on, and are looked after.
+            place.delay = min(max(place.delay * 2, FIRST_DELAY_SECONDS), LAST_DELAY_SECONDS)
+            place.start_at = now + place.delay
+            _log.error(
+                "worker_not_started",
+                worker=place.index,
+                reason=error.strerror,
+                next_start_in_seconds=place.delay,
+            )
+            return
+        place.started_at = now
+        _log.info("worker_started", worker=place.index, pid=place.worker.pid)
 
     def _note_end(self, place: _Place, exitcode: int, now: float) -> None:
         place.worker = None

@@ -1,7 +1,7 @@
 """Issues many tokens at once; each item gets its own answer, in the order asked.
 
-Stages are looked up first, each once and several at a time; then everything that a local key signs is
-signed in slices; what must go to IVS follows, several calls at a time. Whoever called records all of it
+Stages are looked up first, each once and several at a time; then IVS is asked for what it is to make, several
+calls at a time; then everything that a local key signs is signed in slices. Whoever called records all of it
 in one commit, and then has it handed out. Items next to each other are nearly always for the same stage
 and ask for the same; what does not go by the user is then done once for some of them. A bad item spoils
 only itself: whatever goes wrong with it, foreseen or not, becomes that item's error. Where the store is
@@ -46,6 +46,8 @@ async def draft_batch(
     """Make the token of every item, or its error; an item that is an error already keeps it."""
     batch = _Batch(issuer, items, slices, caller_id)
     await batch.look_up_stages()
+    # IVS first: what is signed here has to be recorded soon, while its key is there.
+    await batch.ask_ivs()
     await batch.sign_local()
     await batch.ask_ivs()
     return batch.drafts()
@@ -210,7 +212,8 @@ class _Batch:
                     done[index] = _as_answer(fault, index)
 
     async def ask_ivs(self) -> None:
-        await _several_at_once(self._for_ivs, self._ask)
+        asked, self._for_ivs = self._for_ivs, []
+        await _several_at_once(asked, self._ask)
 
     async def _ask(self, indexed: tuple[int, TokenRequest]) -> None:
         index, request = indexed

@@ -31,6 +31,9 @@ from tokensvc.tokens.claims import TokenRequest
 
 __all__ = ["Repetition", "knows"]
 
+CLOCKS_APART_SECONDS: Final = 30.0
+"""By which the clock of another replica may be ahead; durations are whole minutes."""
+
 _FORGOTTEN: Final = "The token has expired, and the ledger has forgotten it."
 
 
@@ -197,7 +200,8 @@ class Repetition:
     def _admit(self, request: TokenRequest, one: KeptToken) -> None:
         self._issuer.admit(request, one.participant_id)
         seconds = request.duration * 60
-        if one.exp - self._clock() > seconds or one.exp - one.iat < seconds:
+        left = one.exp - self._clock()
+        if left > seconds + CLOCKS_APART_SECONDS or one.exp - one.iat < seconds:
             raise NotRepeatableError(
                 "The policy gives this request another duration than it did when it was answered."
             )

@@ -49,6 +49,7 @@ MAX_LIST_PAGES: Final = 300
 Region and 10,000 subscribers a stage."""
 
 _TOKENS: Final = "CreateParticipantToken"
+_KICKS: Final = frozenset({"DisconnectParticipant", "RevokeConnectionToken"})
 
 
 class BotoIvsGateway:
@@ -82,6 +83,10 @@ class BotoIvsGateway:
             )
             for _ in range(2)
         )
+        # And those of each Region, whose turn has come when they get here, behind none at all: a Region
+        # that does not answer holds its threads for seconds.
+        self._settings = settings
+        self._kick_threads: dict[str, CallThreads] = {}
 
     async def import_public_key(
         self, region: str, *, public_key_pem: str, name: str, tags: Mapping[str, str]
@@ -222,7 +227,9 @@ class BotoIvsGateway:
 
         Calls that still wait for a thread end with IvsUnavailableError. May be called twice.
         """
-        await asyncio.gather(self._threads.aclose(), self._token_threads.aclose())
+        of_kicks = self._kick_threads.values()
+        pools = (self._threads, self._token_threads, *of_kicks)
+        await asyncio.gather(*(pool.aclose() for pool in pools))
         self._clients.close()
 
     async def _all_pages(
@@ -280,7 +287,7 @@ class BotoIvsGateway:
                 operation=operation,
                 region=region,
             )
-        threads = self._token_threads if operation == _TOKENS else self._threads
+        threads = self._threads_of(operation, region)
         work = partial(self._in_thread, operation, region, call, repeatable)
         if not self._clients.has(region, repeatable=repeatable):
             # Making a client takes long. A call that passed the budget before it would leave late,
@@ -289,6 +296,20 @@ class BotoIvsGateway:
             await threads.run(make, operation=operation, region=region)
         await self._budgets.take(operation, region)
         return await threads.run(work, operation=operation, region=region)
+
+    def _threads_of(self, operation: Operation, region: str) -> CallThreads:
+        if operation == _TOKENS:
+            return self._token_threads
+        if operation not in _KICKS:
+            return self._threads
+        threads = self._kick_threads.get(region)
+        if threads is None:
+            threads = self._kick_threads[region] = CallThreads(
+                max_threads=self._settings.max_threads,
+                max_waiting=self._settings.max_waiting,
+                deadline_seconds=self._settings.deadline(),
+            )
+        return threads
 
     def _in_thread(
         self,

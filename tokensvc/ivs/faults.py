@@ -96,9 +96,8 @@ _BY_CODE: Mapping[str, type[IvsError]] = {
 }
 
 # No 404 here: one without its code is a wrong path or a proxy, and must not be taken for "this stage
-# does not exist".
+# does not exist". Nor a 400, of which a kick would never be tried again.
 _BY_STATUS: Mapping[int, type[IvsError]] = {
-    400: IvsRejectedError,
     401: IvsAccessDeniedError,
     402: IvsQuotaExceededError,
     403: IvsAccessDeniedError,

@@ -313,8 +313,13 @@ class RingManager:
             steps = plan(ring, self._policy, facts, self._clock(), wish)
             step = walk.choose(steps, failed)
             if isinstance(step, Wait):
-                if ring.active is not None and self._verify_due(ring.active, failed):
-                    await self._verify_or_note(ring.active, failed)
+                active = ring.active
+                if (
+                    active is not None
+                    and active.key_id not in facts.gone
+                    and self._verify_due(active, failed)
+                ):
+                    await self._verify_or_note(active, failed)
                     continue
                 return replace(
                     status,
@@ -338,8 +343,9 @@ class RingManager:
 
     def _verify_due(self, key: KeyRecord, failed: dict[str, Problem]) -> bool:
         age = self._clock() - self._verified_at.get(key.key_id, float("-inf"))
-        due = not 0.0 <= age < _VERIFY_SECONDS
-        return due and key.key_id not in self._barred and f"Verify {key.key_id}" not in failed
+        # One that may not sign for now is looked at each time: it may be all right again.
+        due = key.key_id in self._barred or not 0.0 <= age < _VERIFY_SECONDS
+        return due and f"Verify {key.key_id}" not in failed
 
     async def _verify_or_note(self, key: KeyRecord, failed: dict[str, Problem]) -> None:
         try:

@@ -195,7 +195,10 @@ class StepTaker:
             arn=arn,
             name=name,
             public_key_pem=imported.public_key_pem,
-            longest_ttl=self._policy.longest_ttl,
+            # What it signed may be from when longer tokens were allowed.
+            longest_ttl=max(
+                self._policy.longest_ttl, *(key.longest_ttl or 0.0 for key in ring.keys)
+            ),
             now=self._clock(),
         )
         await self._save(ring, orphan)

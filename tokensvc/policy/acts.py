@@ -59,6 +59,9 @@ def check_connection(
         )
         detail = f"is {asked} minutes; allowed are {bounds.least} to {bounds.most}"
         deny(Refusal("duration", code, detail, bounds.rule, limit))
+    if caller.limits.per_user_minute is not None and wanted.user_id is None:
+        detail = "is required: tokens are counted per user"
+        deny(Refusal("userId", "required", detail, caller.rule_of("limits")))
     if wanted.stage is None:
         require_everywhere(caller)
     else:

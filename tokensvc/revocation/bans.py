@@ -33,6 +33,8 @@ BanKind: TypeAlias = Literal["user_on_stage", "user", "participant", "stage"]
 
 REFRESH_SECONDS: Final = 0.5
 MAX_AGE_SECONDS: Final = 10.0
+LONG_UNREAD_SECONDS: Final = 3600.0
+"""After which all are read anew; what was lifted is kept for longer than that, for others to read."""
 _EXPIRED_AT_ONCE: Final = 500
 
 _log = structlog.get_logger(__name__)
@@ -209,6 +211,9 @@ class BanList:
                 await self._read_all(version)
             elif started < self._forgotten_until:
                 _log.warning("clock_set_back", bans_end=self._forgotten_until, now=started)
+                await self._read_all(version)
+            elif started - self._read_at > LONG_UNREAD_SECONDS:
+                # That some were lifted meanwhile may not be there to be read any more.
                 await self._read_all(version)
             elif version != self._version:
                 await self._read(after=self._version or 0)

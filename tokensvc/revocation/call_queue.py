@@ -88,10 +88,12 @@ class CallQueue:
         """Note how a call ended; where IVS took it, on the participant's tokens as well."""
 
         def work(connection: Connection) -> None:
+            row = _pending(call)
+            if state in {"not_connected", "expired"}:
+                # Of who has asked meanwhile that says nothing: the call is made once more.
+                row = row.where(calls.c.updated_at == call.updated_at)
             connection.execute(
-                _pending(call).values(
-                    state=state, attempts=attempts, last_error=error, updated_at=now
-                )
+                row.values(state=state, attempts=attempts, last_error=error, updated_at=now)
             )
             if state == "disconnected":
                 mark_disconnected(connection, call.target_id, now)

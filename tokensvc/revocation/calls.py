@@ -78,3 +78,5 @@ class DueCall:
     rank: int
     attempts: int
     exp: float
+    updated_at: float
+    """It moves with every request that comes to share the call."""

@@ -6,6 +6,7 @@ answered. The calls to IVS that it comes to are a second table (`call_queue.py`)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,9 +23,9 @@ from tokensvc.revocation.disconnects import Disconnect, DisconnectProgress
 from tokensvc.revocation.folding import delete_calls_of_none, fold_in
 from tokensvc.revocation.progress import page_after, read_progress
 from tokensvc.store.faults import store_faults
+from tokensvc.store.tables import bans, disconnects
 from tokensvc.store.tables import disconnect_calls as calls
 from tokensvc.store.tables import disconnect_members as members
-from tokensvc.store.tables import disconnects
 from tokensvc.store.transactions import Transactions
 
 __all__ = ["DisconnectStore"]
@@ -39,6 +40,21 @@ class DisconnectStore:
     def __init__(self, engine: AsyncEngine, transactions: Transactions) -> None:
         self._engine = engine
         self._transactions = transactions
+
+    async def ban_end(self, request: Disconnect) -> float:
+        """Return when the ban of a request was lifted or ends, in Unix seconds; infinity for never.
+
+        Of a request without one, or whose ban ended so long ago that it is forgotten: when it came.
+        """
+        if request.ban_id is None:
+            return request.created_at
+        query = select(bans.c.until, bans.c.lifted_at).where(bans.c.ban_id == request.ban_id)
+        with store_faults("read ban"):
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return request.created_at
+        return min((one for one in tuple(row) if is_number(one)), default=math.inf)
 
     async def add(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, case, delete, select, update
 
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.revocation.calls import CONNECTED, NewCall
@@ -22,6 +22,8 @@ from tokensvc.store.tables import disconnect_members as members
 __all__ = ["delete_calls_of_none", "fold_in"]
 
 _ATTEMPTS: Final = 5
+_A_BIT: Final = 1e-5
+"""Seconds, which a time of today as a double can tell."""
 
 
 def fold_in(
@@ -33,6 +35,12 @@ def fold_in(
     if not wanted:
         return
     stored = _pending_rows(connection, request, wanted, now)
+    # An answer of IVS to a call that is under way is from before this request.
+    connection.execute(
+        update(calls)
+        .where(calls.c.call_id.in_([row.call_id for row in stored.values()]))
+        .values(updated_at=case((calls.c.updated_at < now, now), else_=calls.c.updated_at + _A_BIT))
+    )
     for call in wanted:
         row = stored[call.identity]
         if call.rank < row.rank or call.exp > row.exp:

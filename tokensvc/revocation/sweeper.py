@@ -87,9 +87,11 @@ class Sweeper:
     async def _expand(self, request: Disconnect) -> None:
         error: TokenServiceError | None = None
         connected: set[str] = set()
+        # Whoever comes after the ban was lifted, or has ended, is welcome again.
+        until = await self._store.ban_end(request)
         if request.stage_arn is not None:
             try:
-                connected = await self._enqueue_connected(request, request.stage_arn)
+                connected = await self._enqueue_connected(request, request.stage_arn, until)
             except IvsNotFoundError:
                 pass  # no such stage, so nobody is on it
             except IvsError as fault:
@@ -97,7 +99,7 @@ class Sweeper:
         # A second time where a ban stands alone: who is issued a token after a kick may come back with
         # it, and its `iat`, which is set back for slow clocks, may be from before.
         if request.sweeps == 0 or (request.ban_id is not None and request.sweeps == 1):
-            await self._enqueue_issued(request, connected)
+            await self._enqueue_issued(request, connected, until)
         if error is not None:
             raise error
         if not self._times.clock_is_right():
@@ -115,16 +117,14 @@ class Sweeper:
             return self._times.clock() + RESWEEP_SECONDS
         return None
 
-    async def _enqueue_connected(self, request: Disconnect, stage_arn: str) -> set[str]:
+    async def _enqueue_connected(
+        self, request: Disconnect, stage_arn: str, until: float
+    ) -> set[str]:
         participants = await self._gateway.list_participants(
             self._region, stage_arn=stage_arn, user_id=request.user_id
         )
         now = self._times.clock()
-        meant = [
-            participant
-            for participant in participants
-            if request.ban_id is not None or not _came_after(participant, request)
-        ]
+        meant = [one for one in participants if not _came_after(one, until)]
         for start in range(0, len(meant), LEDGER_PAGE):
             some = meant[start : start + LEDGER_PAGE]
             expiries = await self._ledger.last_expiries([one.participant_id for one in some])
@@ -142,22 +142,26 @@ class Sweeper:
             await self._calls.enqueue(request, found, now)
         return {participant.participant_id for participant in meant}
 
-    async def _enqueue_issued(self, request: Disconnect, connected: set[str]) -> None:
+    async def _enqueue_issued(self, request: Disconnect, connected: set[str], until: float) -> None:
         cursor = None
+        of_key = request.kind == "key"
         while True:
             now = self._times.clock()
             page = await self._ledger.living(
-                now,
+                # Who has joined stays beyond the expiry, and nobody lists them for all stages of a key.
+                now - SESSION_SECONDS if of_key else now,
                 stage_arn=request.stage_arn,
                 user_id=request.user_id,
-                key_id=request.target_id if request.kind == "key" else None,
+                key_id=request.target_id if of_key else None,
                 cursor=cursor,
                 limit=LEDGER_PAGE,
             )
             found = {
                 token.token_id: _call_for(token, request)
                 for token in page.tokens
-                if _is_meant(token, request) and token.token_id not in connected
+                if _is_meant(token, request, stands=until > now)
+                and token.token_id not in connected
+                and (token.kind == "participant" or token.exp > now)
             }
             await self._calls.enqueue(request, list(found.values()), now)
             cursor = page.next_cursor
@@ -185,17 +189,18 @@ def code_of(error: Exception) -> str:
     return error.code if isinstance(error, TokenServiceError) else TokenServiceError.code
 
 
-def _came_after(participant: Participant, request: Disconnect) -> bool:
+def _came_after(participant: Participant, until: float) -> bool:
     joined = participant.first_join_time
-    return joined is not None and joined > request.created_at
+    return joined is not None and joined > until
 
 
-def _is_meant(token: IssuedRecord, request: Disconnect) -> bool:
+def _is_meant(token: IssuedRecord, request: Disconnect, *, stands: bool) -> bool:
     if token.disconnected_at is not None:
         return False
     if request.kind != "key" and token.kind != "participant":
         return False
-    return request.ban_id is not None or request.kind == "key" or token.iat <= request.created_at
+    # While the ban stands, those are meant, too, that were being issued when it came.
+    return stands or request.kind == "key" or token.iat <= request.created_at
 
 
 def _call_for(token: IssuedRecord, request: Disconnect) -> NewCall:

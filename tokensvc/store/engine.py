@@ -136,7 +136,7 @@ def unsynced(connection: Connection) -> Iterator[None]:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # The text may hold a password, so neither it nor the parser's error is repeated.
         raise ConfigurationError(
             "The database URL does not parse; it looks like sqlite:////path/to/file.db"
