@@ -406,6 +406,11 @@ async def test_connection_tokens_are_granted_by_their_own_rule(under: Start, pol
         problem_in(answer, 403, "policy_denied")
         answer = await service.post(path, {"region": REGION})
         assert fields(problem_in(answer, 403, "policy_denied")) == [("stageArn", "required")]
+        await take_over(service, policy_file, granted + "    limits: {perUserPerMinute: 1}\n")
+        answer = await service.post(path, body)
+        assert fields(problem_in(answer, 403, "policy_denied")) == [("userId", "required")]
+        answers = [await service.post(path, {**body, "userId": "ana"}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 429]
         await take_over(service, policy_file, OWN_STAGE)
         answer = await service.delete(f"{path}/{minted['tokenId']}")
         problem_in(answer, 403, "policy_denied")

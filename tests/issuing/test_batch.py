@@ -108,6 +108,24 @@ async def test_lookups_run_several_at_a_time_but_not_all(
     assert 1 < most <= 8
 
 
+async def test_nothing_is_signed_here_before_ivs_has_answered(
+    world: Any, issuer: TokenIssuer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is signed has to be recorded soon: its key may be deleted once it has signed no more for a while."""
+    create = world.create_participant_token
+
+    async def slow(request: TokenRequest) -> Any:
+        world.now += 150
+        return await create(request)
+
+    monkeypatch.setattr(world, "create_participant_token", slow)
+    desk = desk_over(world, issuer)
+    await desk.mint_batch([ask(), ask(issuer="ivs"), ask()], LoopSlices(), "backend")
+    signed = [row.iat for row in world.rows if row.issuer == "local"]
+    assert len(signed) == 2
+    assert min(signed) >= int(world.now) - 5
+
+
 async def test_a_failing_fallback_is_that_items_answer(
     world: Any, issuer: TokenIssuer, ask: Ask
 ) -> None:

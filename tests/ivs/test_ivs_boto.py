@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -464,3 +466,30 @@ async def test_an_empty_answer_is_enough_where_nothing_is_promised(
         "/DisconnectParticipant",
         "/DeletePublicKey",
     ]
+
+
+async def test_a_region_that_does_not_answer_holds_up_no_kick_of_another(
+    gateway: BotoIvsGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do calls for stages, of which there are more than there are threads."""
+    goes_on, regions = threading.Event(), ("us-east-1", "us-west-2")
+
+    def hang(operation: str, region: str, call: object, repeatable: bool) -> dict[str, object]:
+        if region in regions:
+            goes_on.wait(60)
+        return {}
+
+    monkeypatch.setattr(gateway, "_in_thread", hang)
+    stage = STAGE.text.replace(REGION, regions[0])
+    waiting = [asyncio.create_task(gateway.get_stage(regions[0], stage)) for _ in range(40)]
+    waiting += [
+        asyncio.create_task(gateway.revoke_connection_token(regions[1], str(number)))
+        for number in range(40)
+    ]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await gateway.revoke_connection_token(REGION, "t")
+    goes_on.set()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
