@@ -111,7 +111,7 @@ async def test_lookups_run_several_at_a_time_but_not_all(
 async def test_nothing_is_signed_here_before_ivs_has_answered(
     world: Any, issuer: TokenIssuer, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is signed has to be recorded soon: its key may be deleted once it has signed no more for a while."""
+    """What is signed has to be recorded soon: a key that signs no more may be deleted after a while."""
     create = world.create_participant_token
 
     async def slow(request: TokenRequest) -> Any:
