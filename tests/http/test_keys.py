@@ -95,3 +95,11 @@ async def test_a_damaged_ring_of_one_region_leaves_the_others_signing(stopped: S
         problems = {region["region"]: region["problems"] for region in body["regions"]}
         assert problems[REGION] == []
         assert [problem["code"] for problem in problems[OTHER_REGION]] == ["ring_damaged"]
+        # What is asked of all is done where it can be, and told of each.
+        answered = (await service.post("/v1/keys/rotate", {})).json()["regions"]
+        told = {one["region"]: one["status"]["problems"] for one in answered}
+        assert told[REGION] == []
+        assert [problem["code"] for problem in told[OTHER_REGION]] == ["ring_damaged"]
+        # And a key that is not found may be one of the other Region's.
+        answer = await service.post("/v1/keys/kstolen/invalidate", {})
+        assert problem_in(answer, 503, "ring_damaged")["detail"].startswith(OTHER_REGION)

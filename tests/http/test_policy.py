@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -411,6 +412,12 @@ async def test_connection_tokens_are_granted_by_their_own_rule(under: Start, pol
         assert fields(problem_in(answer, 403, "policy_denied")) == [("userId", "required")]
         answers = [await service.post(path, {**body, "userId": "ana"}) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [201, 429]
+        # Nor does a repetition get what the policy gives no more.
+        await take_over(service, policy_file, granted)
+        raw, key = json.dumps(body).encode(), "a-key"
+        assert (await service.send(path, raw, idempotency_key=key)).status_code == 201
+        await take_over(service, policy_file, granted.replace("default: 60", "default: 30"))
+        problem_in(await service.send(path, raw, idempotency_key=key), 409, "not_repeatable")
         await take_over(service, policy_file, OWN_STAGE)
         answer = await service.delete(f"{path}/{minted['tokenId']}")
         problem_in(answer, 403, "policy_denied")

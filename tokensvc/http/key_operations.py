@@ -16,6 +16,7 @@ from tokensvc.errors import (
     FieldError,
     InvalidRequestError,
     NotFoundError,
+    RingDamagedError,
     StoreUnavailableError,
     TokenServiceError,
 )
@@ -117,8 +118,16 @@ class KeyOperations:
         What goes wrong in a Region is in its answer, and holds up no other. Raises
         InvalidRequestError for a Region that is not served, and StoreUnavailableError.
         """
-        regions = map(self.rotate_region, self.wanted(region))
+        regions = map(self._rotate_or_tell, self.wanted(region))
         return RotationsAnswer(list(await asyncio.gather(*regions)))
+
+    async def _rotate_or_tell(self, region: str) -> RotationAnswer:
+        try:
+            return await self.rotate_region(region)
+        except RingDamagedError as error:
+            # Of this Region alone: the others have been rotated, and say so.
+            status = describe_region(region, self._failed(region, "Rotate", error))
+            return RotationAnswer(region, False, None, None, status)
 
     async def rotate_region(
         self, region: str, *, unless_replaced: str | None = None, to: str | None = None
@@ -240,9 +249,13 @@ class KeyOperations:
         await self._ring.refresh(reload=True)
 
     async def _ring_of(self, key_id: str) -> RingState:
-        for ring in (await load_rings(self._rings)).whole:
+        rings = await load_rings(self._rings)
+        for ring in rings.whole:
             if ring.key(key_id) is not None:
                 return ring
+        for region, detail in rings.damaged.items():
+            # It may be one of that ring's.
+            raise RingDamagedError(f"{region}: {detail}")
         raise NotFoundError("The ring has no key with this id.")
 
     async def _describe(self, ring: RingState, key_id: str) -> KeyAnswer:

@@ -222,6 +222,7 @@ class TokenDesk:
                 return draft.token
             known = kept(late)
         one = _only(known)
+        self._repetition.require_duration(one, request.duration)
         found = await self._repetition.find(one)
         draft = self._connections.sign(request, caller_id, one.identity)
         if not knows(found, draft.row):

@@ -197,14 +197,18 @@ class Repetition:
         except TokenServiceError as refusal:
             done.update(dict.fromkeys(lacking, refusal))
 
-    def _admit(self, request: TokenRequest, one: KeptToken) -> None:
-        self._issuer.admit(request, one.participant_id)
-        seconds = request.duration * 60
+    def require_duration(self, one: KeptToken, minutes: int) -> None:
+        """Raise NotRepeatableError where the policy gives a token so many minutes now, and gave it others."""
+        seconds = minutes * 60
         left = one.exp - self._clock()
         if left > seconds + CLOCKS_APART_SECONDS or one.exp - one.iat < seconds:
             raise NotRepeatableError(
                 "The policy gives this request another duration than it did when it was answered."
             )
+
+    def _admit(self, request: TokenRequest, one: KeptToken) -> None:
+        self._issuer.admit(request, one.participant_id)
+        self.require_duration(one, request.duration)
 
     async def _sign(self, found: _Found, caller_id: str | None) -> Draft:
         request, one, record = found
