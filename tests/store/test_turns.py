@@ -103,3 +103,15 @@ async def test_what_goes_on_after_nobody_waits_for_it_is_undone_as_well(path: Pa
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM leases").fetchone() == (0,)
     await connection.close()
+
+
+async def test_one_text_that_is_damaged_hides_no_other_row(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.db")
+    connection = await connect_in_turns(path, lock_seconds=1)
+    cursor = connection.cursor()
+    await cursor.execute("CREATE TABLE t (name TEXT)")
+    await cursor.execute("INSERT INTO t VALUES ('a'), (CAST(x'6261e36b' AS TEXT)), ('c')")
+    await connection.commit()
+    await cursor.execute("SELECT name FROM t ORDER BY rowid")
+    assert [row[0] for row in await cursor.fetchall()] == ["a", "ba\N{REPLACEMENT CHARACTER}k", "c"]
+    await connection.close()

@@ -128,7 +128,9 @@ class LedgerJanitor:
                     due.remove(rows)
                     late = max(late, rows.late)
                 else:
-                    await self._sleep(self._rest(done.took, rows.late))
+                    # Of what it took, some may have been waiting for another process's lock.
+                    left = max(0.0, ends_at - self._monotonic())
+                    await self._sleep(min(self._rest(done.took, rows.late), left))
         self._late = late
         if partitioned:
             await self._tend_partitions(now)

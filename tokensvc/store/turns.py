@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import aiosqlite
+import structlog
 
 __all__ = ["connect_in_turns"]
 
@@ -25,6 +26,9 @@ async def connect_in_turns(path: str, *, lock_seconds: float) -> aiosqlite.Conne
     """Return a connection whose statements take one turn each, and wait so long for another's lock."""
     connector = partial(sqlite3.connect, path, timeout=lock_seconds, check_same_thread=False)
     return await _Connection(connector, iter_chunk_size=1)
+
+
+_log = structlog.get_logger(__name__)
 
 
 class _Came(NamedTuple):
@@ -66,7 +70,16 @@ class _Connection(aiosqlite.Connection):
         cursor = self._conn.cursor()
         try:
             getattr(cursor, step)(*given)
-            rows = cursor.fetchall()
+            try:
+                rows = cursor.fetchall()
+            except sqlite3.OperationalError as error:
+                if step != "execute" or "decode to UTF-8" not in str(error) or self.in_transaction:
+                    raise
+                # One damaged text must not hide all rows: it is read as far as it can be.
+                _log.error("damaged_text_in_database")
+                self._conn.text_factory = _readable
+                cursor.execute(*given)
+                rows = cursor.fetchall()
             return _Came(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
         finally:
             cursor.close()
@@ -80,6 +93,10 @@ class _Connection(aiosqlite.Connection):
         # The thread takes one step after the other, so those before this one are done as well.
         self._abandoned = False
         return result
+
+
+def _readable(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 class _Cursor:
