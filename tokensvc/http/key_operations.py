@@ -253,9 +253,9 @@ class KeyOperations:
         for ring in rings.whole:
             if ring.key(key_id) is not None:
                 return ring
-        for region, detail in rings.damaged.items():
-            # It may be one of that ring's.
-            raise RingDamagedError(f"{region}: {detail}")
+        if rings.damaged:
+            # It may be one of theirs.
+            raise RingDamagedError("; ".join(map(": ".join, rings.damaged.items())))
         raise NotFoundError("The ring has no key with this id.")
 
     async def _describe(self, ring: RingState, key_id: str) -> KeyAnswer:

@@ -74,6 +74,11 @@ class _Place:
     start_at: float = 0.0
     delay: float = 0.0
 
+    def wait_longer(self, now: float) -> None:
+        """Put the next start off, for twice as long as the last time."""
+        self.delay = min(max(self.delay * 2, FIRST_DELAY_SECONDS), LAST_DELAY_SECONDS)
+        self.start_at = now + self.delay
+
 
 class Supervisor:
     """Decides who runs; `look` is called again and again, with nothing in it that waits.
@@ -140,8 +145,7 @@ class Supervisor:
             place.worker = self._start(place.index)
         except OSError as error:
             # No more processes, descriptors or memory, for now: the others live on, and are looked after.
-            place.delay = min(max(place.delay * 2, FIRST_DELAY_SECONDS), LAST_DELAY_SECONDS)
-            place.start_at = now + place.delay
+            place.wait_longer(now)
             _log.error(
                 "worker_not_started",
                 worker=place.index,
@@ -159,9 +163,9 @@ class Supervisor:
         ran = now - place.started_at
         if ran >= STABLE_SECONDS:
             place.delay = 0.0
+            place.start_at = now
         else:
-            place.delay = min(max(place.delay * 2, FIRST_DELAY_SECONDS), LAST_DELAY_SECONDS)
-        place.start_at = now + place.delay
+            place.wait_longer(now)
         _log.error(
             "worker_died",
             worker=place.index,

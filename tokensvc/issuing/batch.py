@@ -49,6 +49,7 @@ async def draft_batch(
     # IVS first: what is signed here has to be recorded soon, while its key is there.
     await batch.ask_ivs()
     await batch.sign_local()
+    # And for what no key was left to sign.
     await batch.ask_ivs()
     return batch.drafts()
 

@@ -31,7 +31,7 @@ from tokensvc.tokens.claims import TokenRequest
 
 __all__ = ["Repetition", "knows"]
 
-CLOCKS_APART_SECONDS: Final = 30.0
+_OTHERS_AHEAD_SECONDS: Final = 30.0
 """By which the clock of another replica may be ahead; durations are whole minutes."""
 
 _FORGOTTEN: Final = "The token has expired, and the ledger has forgotten it."
@@ -201,7 +201,7 @@ class Repetition:
         """Raise NotRepeatableError where the policy gives a token so many minutes now, and gave it others."""
         seconds = minutes * 60
         left = one.exp - self._clock()
-        if left > seconds + CLOCKS_APART_SECONDS or one.exp - one.iat < seconds:
+        if left > seconds + _OTHERS_AHEAD_SECONDS or one.exp - one.iat < seconds:
             raise NotRepeatableError(
                 "The policy gives this request another duration than it did when it was answered."
             )

@@ -75,17 +75,15 @@ class BotoIvsGateway:
         self._clients = RegionalClients(settings, credentials, drift)
         # Tokens have threads of their own: when IVS is slow and many requests fall back to it, a kick
         # or a key's deletion must not wait behind them.
-        self._threads, self._token_threads = (
-            CallThreads(
-                max_threads=settings.max_threads,
-                max_waiting=settings.max_waiting,
-                deadline_seconds=settings.deadline(),
-            )
-            for _ in range(2)
+        self._new_threads = partial(
+            CallThreads,
+            max_threads=settings.max_threads,
+            max_waiting=settings.max_waiting,
+            deadline_seconds=settings.deadline(),
         )
+        self._threads, self._token_threads = self._new_threads(), self._new_threads()
         # And those of each Region, whose turn has come when they get here, behind none at all: a Region
         # that does not answer holds its threads for seconds.
-        self._settings = settings
         self._kick_threads: dict[str, CallThreads] = {}
 
     async def import_public_key(
@@ -304,11 +302,7 @@ class BotoIvsGateway:
             return self._threads
         threads = self._kick_threads.get(region)
         if threads is None:
-            threads = self._kick_threads[region] = CallThreads(
-                max_threads=self._settings.max_threads,
-                max_waiting=self._settings.max_waiting,
-                deadline_seconds=self._settings.deadline(),
-            )
+            threads = self._kick_threads[region] = self._new_threads()
         return threads
 
     def _in_thread(
