@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tokensvc.callers.directory import Authenticated
 from tokensvc.callers.jwks import (
+    IDLE_SECONDS,
     MAX_AGE_SECONDS,
     MAX_BYTES,
     PAUSE_SECONDS,
@@ -291,6 +292,35 @@ async def test_old_keys_are_fetched_anew_behind_the_answer(
     assert oidc.keys.age() == 0
     issuer.now += 1
     assert await refusal(oidc, token) == "unknown_key", "withdrawn, though verified before"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["verified before", "new"])
+async def test_after_a_long_rest_no_token_of_a_withdrawn_key_is_taken(
+    issuer: Issuer, oidc: OidcCallers, before: bool
+) -> None:
+    token = issuer.token(exp=NOW + 10_000)
+    await oidc.authenticate(token if before else issuer.token("RS256"))
+    issuer.keys = [key for key in issuer.keys if key["kid"] != "ES256"]
+    issuer.now += IDLE_SECONDS
+    issuer.hold.clear()
+    asking = [asyncio.create_task(refusal(oidc, token)) for _ in range(5)]
+    await asyncio.sleep(0)
+    issuer.hold.set()
+    assert await asyncio.gather(*asking) == ["unknown_key"] * 5
+    assert issuer.fetches == 2
+
+
+async def test_after_a_long_rest_nobody_waits_longer_for_an_issuer_that_hangs(
+    issuer: Issuer, oidc: OidcCallers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await oidc.authenticate(issuer.token())
+    issuer.now += IDLE_SECONDS
+    issuer.hold.clear()
+    monkeypatch.setattr("tokensvc.callers.jwks.WAIT_SECONDS", 0.0)
+    for _ in range(3):
+        assert (await oidc.authenticate(issuer.token())).name == "oidc:lobby"
+    assert issuer.fetches == 2
+    issuer.hold.set()
 
 
 async def test_while_the_issuer_is_down_its_keys_stay_for_a_day(

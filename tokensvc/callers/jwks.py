@@ -1,9 +1,10 @@
 """The public keys of an OIDC issuer, remembered: fetched when needed, rarely, and never by two at once.
 
-Keys older than `REFRESH_SECONDS` are fetched anew behind the answers that still use them. A token that
-names an unknown key may mean that the issuer has rotated, so the keys are fetched before it is refused,
-though not more often than every `PAUSE_SECONDS`, however many unknown keys are named. While the issuer
-does not answer, what is known stays for a day; then tokens can no longer be checked.
+Keys older than `REFRESH_SECONDS` are fetched anew behind the answers that still use them; where that was not
+tried for `IDLE_SECONDS`, before the answer, since a key may have been withdrawn meanwhile. A token that names
+an unknown key may mean that the issuer has rotated, so the keys are fetched before it is refused, though not
+more often than every `PAUSE_SECONDS`, however many unknown keys are named. While the issuer does not answer,
+what is known stays for a day; then tokens can no longer be checked.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tokensvc.errors import ConfigurationError, IdentityProviderError
 __all__ = ["Fetch", "IssuerKeys", "check_url", "fetch_json", "open_fetch"]
 
 REFRESH_SECONDS: Final = 300.0
+IDLE_SECONDS: Final = 600.0
 PAUSE_SECONDS: Final = 10.0
 MAX_AGE_SECONDS: Final = 86_400.0
 TIMEOUT_SECONDS: Final = 5.0
@@ -65,20 +67,24 @@ class IssuerKeys:
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
         self._flight: asyncio.Task[None] | None = None
+        self._is_awaited = False
+        """Whether the keys that are known may be used only once the fetch under way has ended."""
         self._fault: IdentityProviderError | None = None
 
     def current(self) -> Mapping[str, jwt.PyJWK] | None:
         """Return the keys as they were fetched last: another object after every fetch.
 
         None where they are too old, or were never fetched: then `find` fetches them. Where they are
-        getting old, a fetch is started.
+        getting old, a fetch is started, which `find` waits for if it is the first one for long.
         """
         now = self._clock()
         if self._fetched_at is None or not 0 <= now - self._fetched_at < MAX_AGE_SECONDS:
             return None
         if now - self._fetched_at >= REFRESH_SECONDS and self._may_try(now):
+            tried_at = self._tried_at or 0.0
             self._start()
-        return self._keys
+            self._is_awaited = now - tried_at >= IDLE_SECONDS
+        return None if self._is_awaited else self._keys
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         """Return the key, asking the issuer where it is not known; None where it has no such key.
@@ -111,6 +117,7 @@ class IssuerKeys:
             async with asyncio.timeout(WAIT_SECONDS):
                 await asyncio.shield(flight)
         except TimeoutError:
+            self._is_awaited = False
             _log.warning("issuer_keys_not_waited_for", seconds=WAIT_SECONDS)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -147,6 +154,7 @@ class IssuerKeys:
             self._fault = None
         finally:
             self._flight = None
+            self._is_awaited = False
 
     def _raise_fault(self) -> NoReturn:
         raise IdentityProviderError(
