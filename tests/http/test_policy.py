@@ -199,6 +199,18 @@ async def test_who_may_have_tokens_of_ivs_alone_exchanges_none(under: Start, pol
         problem_in(answer, 409, "not_exchangeable")
 
 
+async def test_who_may_have_tokens_signed_here_as_well_exchanges_them(under: Start):
+    either = "    issuer: [ivs, local]\n    limits: {tokensPerSecond: 1, burst: 9}\n"
+    async with under(OWN_STAGE + either) as service:
+        minted = await service.mint(issuer="local")
+        answer = await service.post(
+            "/v1/tokens/exchange", {"participantId": minted["participantId"]}
+        )
+        assert claims(answer)["jti"] == minted["participantId"]
+        # Asked twice whether it may, and counted once.
+        assert answer.headers["ratelimit"] == '"caller";r=7;t=2'
+
+
 async def test_a_stage_is_allowed_by_its_tag_while_ivs_can_be_asked(under: Start):
     policy = OWN_STAGE.replace(stage_arn(), "tenant=acme")
     async with under(policy) as service:

@@ -277,6 +277,29 @@ async def test_a_key_that_repeats_a_longer_token_than_it_has_signed_since_is_kep
     assert len(world.rows) == recorded, "it is known now"
 
 
+@pytest.mark.parametrize("kind", ["participant", "connection"])
+async def test_a_key_repeats_no_token_that_would_outlive_it(
+    world: Any, desk: TokenDesk, ask: Ask, kind: str
+) -> None:
+    async def answer() -> object:
+        if kind == "connection":
+            return await desk.connect(ConnectionRequest(REGION, duration=600), "backend", REF)
+        return await desk.mint(ask(duration=600), "backend", REF)
+
+    await answer()
+    recorded = list(world.rows)
+    world.keys[REGION] = new_key(key_id="key2")
+    # The clock of the replica that repeats it is behind.
+    world.now -= 20
+    world.longest = 600 * 60 - 11
+    with pytest.raises(InvalidRequestError, match="longer than the 599 minutes for which"):
+        await answer()
+    assert world.rows == recorded
+    world.longest = 600 * 60
+    await answer()
+    assert [row.key_id for row in world.rows] == ["key1", "key2"]
+
+
 async def test_an_expired_token_is_not_given_again_though_its_participant_has_another(
     world: Any, desk: TokenDesk, ask: Ask
 ) -> None:

@@ -19,7 +19,7 @@ __all__ = ["CallerPolicy", "is_counted", "require_subject"]
 
 
 class CallerPolicy:
-    """What one caller may have; `headers` tell its limits once it has been asked."""
+    """What one caller may have; `headers` tell its limits once something was counted."""
 
     def __init__(self, gate: PolicyGate, caller: str) -> None:
         """Take the caller's name, which rules go by."""
@@ -30,7 +30,8 @@ class CallerPolicy:
     async def __call__(self, wanted: WantedToken, *, counted: bool) -> TokenRequest:
         """Return what to issue; see `PolicyGate.admit`."""
         admitted = await self._gate.admit(self._caller, wanted, counted=counted)
-        self.headers = admitted.headers
+        if counted:
+            self.headers = admitted.headers
         return admitted.request
 
 

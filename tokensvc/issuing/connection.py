@@ -13,7 +13,7 @@ import msgspec
 
 from tokensvc.errors import FieldError, InvalidRequestError
 from tokensvc.issuing.issued import Identity
-from tokensvc.issuing.issuer import Admit, View, outlives_key
+from tokensvc.issuing.issuer import Admit, View, require_key_outlives
 from tokensvc.ledger.row import CONNECTION, LedgerRow
 from tokensvc.tokens.arn import PublicKeyArn
 from tokensvc.tokens.connection import ConnectionRequest, connection_claims
@@ -89,8 +89,11 @@ class ConnectionSigner:
                 errors=(FieldError("stageArn", "account", detail, account),),
             )
         identity = identity or self._times(request)
-        if identity.exp - int(self._clock()) > view.longest_ttl(request.region):
-            raise outlives_key(view.longest_ttl(request.region), "TOKENSVC_MAX_CONNECTION_DURATION")
+        require_key_outlives(
+            identity.exp - int(self._clock()),
+            view.longest_ttl(request.region),
+            "TOKENSVC_MAX_CONNECTION_DURATION",
+        )
         claims = connection_claims(
             token_id=identity.participant_id,
             account=account,

@@ -16,6 +16,7 @@ from tokensvc.errors import (
     InvalidRequestError,
     NotExchangeableError,
     NotFoundError,
+    PolicyDeniedError,
     TokenServiceError,
 )
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
@@ -182,9 +183,7 @@ class TokenDesk:
         )
         allowed = await policy(asked, counted=known is None)
         if allowed.issuer == "ivs":
-            raise NotExchangeableError(
-                "The policy lets this caller have tokens of IVS alone, which cannot be exchanged."
-            )
+            await _require_local(policy, asked)
         wanted = replace(allowed, issuer="local")
         # Under the name before, too: a banned user does not get in under another one.
         before = replace(wanted, user_id=found.user_id)
@@ -197,7 +196,6 @@ class TokenDesk:
             reason = "The key that signed its token has been deleted, so the token is void."
         if reason is not None or found.endpoints is None:
             raise NotExchangeableError(reason or "The endpoints it was signed with are not known.")
-        self._issuer.signs(wanted)
         identity = self._issuer.times(wanted, request.participant_id)
         draft = self._issuer.sign(wanted, found.endpoints, caller_id, identity)
         late = await self._issuer.record([draft], self._claim(ref, [draft]) if ref else None)
@@ -242,6 +240,16 @@ class TokenDesk:
 
     def _claim_of(self, ref: IdempotencyRef, result: str) -> Claim:
         return Claim(ref, result, self._clock() + self._window)
+
+
+async def _require_local(policy: Policy, asked: WantedToken) -> None:
+    """Refuse what `policy` has IVS alone make; what IVS makes where nothing is said may be signed here, too."""
+    try:
+        await policy(replace(asked, issuer="local"), counted=False)
+    except PolicyDeniedError as refusal:
+        raise NotExchangeableError(
+            "The policy lets this caller have tokens of IVS alone, which cannot be exchanged."
+        ) from refusal
 
 
 def _only(known: Sequence[Kept]) -> KeptToken:

@@ -13,7 +13,7 @@ work and once more when the ledger has the row: a ban that was answered meanwhil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -37,6 +37,7 @@ from tokensvc.tokens.ids import new_participant_id
 from tokensvc.tokens.limits import MAX_PARTICIPANT_TTL_SECONDS
 
 __all__ = [
+    "OTHERS_AHEAD_SECONDS",
     "Admit",
     "AdmitsAll",
     "Recorder",
@@ -46,8 +47,11 @@ __all__ = [
     "TokenIssuer",
     "TokenSource",
     "View",
-    "outlives_key",
+    "require_key_outlives",
 ]
+
+OTHERS_AHEAD_SECONDS: Final = 30.0
+"""By which the clock of another replica may be ahead, where a token is signed again; durations are minutes."""
 
 
 class View(Protocol):
@@ -252,7 +256,7 @@ class TokenIssuer:
             return None
         longest = view.longest_ttl(region)
         if request.duration * 60 > longest:
-            raise outlives_key(longest, "TOKENSVC_MAX_DURATION")
+            raise _outlives_key(longest, "TOKENSVC_MAX_DURATION")
         return key
 
     async def stage_endpoints(self, stage: StageArn) -> StageEndpoints:
@@ -267,16 +271,21 @@ class TokenIssuer:
         identity: Identity | None = None,
         key: SigningKey | None = None,
     ) -> Draft:
-        """Sign a token now, for a new participant or for `identity`; raises NoSigningKeyError.
+        """Sign a token now, for a new participant or for `identity`.
 
-        `key` is what `signer_of` has just returned, where it was asked.
+        `key` is what `signer_of` has just returned, where it was asked. Else raises NoSigningKeyError, and
+        InvalidRequestError for a token that would outlive the key.
 
         A new `exp` is exactly `duration` from now. `iat` is set back for slow clocks, though never so
         far that the two are more than 14 days apart, which IVS refuses.
         """
+        identity = identity or self.times(request)
         if key is None:
-            key = self._view().signing_key(request.stage.region)
-        return signed_here(request, endpoints, identity or self.times(request), key, caller_id)
+            view, region = self._view(), request.stage.region
+            key = view.signing_key(region)
+            left = identity.exp - int(self._clock())
+            require_key_outlives(left, view.longest_ttl(region), "TOKENSVC_MAX_DURATION")
+        return signed_here(request, endpoints, identity, key, caller_id)
 
     def signs_like(
         self,
@@ -372,8 +381,16 @@ class _Handing(msgspec.Struct, eq=False):
         self.taker.refuse(error)
 
 
-def outlives_key(longest: float, setting: str) -> InvalidRequestError:
-    """Return the error of a token that would outlive the key; `longest` is in seconds."""
+def require_key_outlives(left: float, longest: float, setting: str) -> None:
+    """Refuse to sign a token with `left` seconds to live where its key is kept for `longest`.
+
+    What another replica has signed before is borne with, whose clock may be ahead.
+    """
+    if left > longest + OTHERS_AHEAD_SECONDS:
+        raise _outlives_key(longest, setting)
+
+
+def _outlives_key(longest: float, setting: str) -> InvalidRequestError:
     minutes = int(longest // 60)
     detail = (
         f"is longer than the {minutes} minutes for which the Region's current key is kept;"

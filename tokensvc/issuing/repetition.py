@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 from tokensvc.errors import NotRepeatableError, StoreUnavailableError, TokenServiceError
 from tokensvc.issuing.batch import BatchItem, BatchOutcome, hand_out_batch
 from tokensvc.issuing.issued import Draft, IssuedToken
-from tokensvc.issuing.issuer import TokenIssuer
+from tokensvc.issuing.issuer import OTHERS_AHEAD_SECONDS, TokenIssuer
 from tokensvc.issuing.living import (
     IssuedTokens,
     PendingDisconnects,
@@ -30,9 +30,6 @@ from tokensvc.ledger.row import LedgerRow
 from tokensvc.tokens.claims import TokenRequest
 
 __all__ = ["Repetition", "knows"]
-
-_OTHERS_AHEAD_SECONDS: Final = 30.0
-"""By which the clock of another replica may be ahead; durations are whole minutes."""
 
 _FORGOTTEN: Final = "The token has expired, and the ledger has forgotten it."
 
@@ -201,7 +198,7 @@ class Repetition:
         """Raise NotRepeatableError where the policy gives a token so many minutes now, and gave it others."""
         seconds = minutes * 60
         left = one.exp - self._clock()
-        if left > seconds + _OTHERS_AHEAD_SECONDS or one.exp - one.iat < seconds:
+        if left > seconds + OTHERS_AHEAD_SECONDS or one.exp - one.iat < seconds:
             raise NotRepeatableError(
                 "The policy gives this request another duration than it did when it was answered."
             )
