@@ -192,7 +192,7 @@ async def test_of_many_those_are_told_whom_ivs_is_still_to_be_told_of(replica, o
     await replica.revocations.disconnect(elsewhere, caller_id=None)
     await replica.issue_connection_token("c1")
     await replica.issue_connection_token("c2")
-    await replica.revocations.revoke_connection_token("c1", caller_id=None)
+    await replica.revoke_connection_token("c1")
     of_stage = [(STAGE_TEXT, one) for one in ids]
     others = [(str(OTHER_STAGE), ids[0]), (str(OTHER_STAGE), ids[1]), (None, "c1"), (None, "c2")]
     assert await other.calls.pending_of([*of_stage, *others, *of_stage]) == {

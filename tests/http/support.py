@@ -367,6 +367,7 @@ async def install(settings: Settings) -> dict[str, str]:
         "all": list(Scope),
         "minter": [Scope.TOKENS_MINT],
         "reader": [Scope.TOKENS_READ, Scope.KEYS_READ],
+        "connector": [Scope.CONNECTION_TOKENS_MINT, Scope.CONNECTION_TOKENS_REVOKE],
     }.items():
         _, api_key = await store.add(name, scopes)
         keys[name] = api_key.reveal()

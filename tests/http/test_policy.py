@@ -433,7 +433,26 @@ async def test_connection_tokens_are_granted_by_their_own_rule(under: Start, pol
         await take_over(service, policy_file, OWN_STAGE)
         answer = await service.delete(f"{path}/{minted['tokenId']}")
         problem_in(answer, 403, "policy_denied")
-        await take_over(service, policy_file, granted + "    everywhere: true\n")
-        assert (await service.post(path, {"region": REGION})).status_code == 201
+        await take_over(service, policy_file, granted)
         answer = await service.delete(f"{path}/{minted['tokenId']}")
         assert answer.status_code == 202
+        await take_over(service, policy_file, granted + "    everywhere: true\n")
+        assert (await service.post(path, {"region": REGION})).status_code == 201
+
+
+async def test_who_revokes_connection_tokens_of_other_callers_acts_everywhere(
+    under: Start, policy_file: Path
+):
+    path = "/v1/connection-tokens"
+    other = f"""\
+  connector: {{stages: ["{stage_arn()}"], roles: [viewer], connectionTokens: 60}}
+"""
+    granted = OWN_STAGE + "    connectionTokens: 60\n"
+    async with under(granted + other) as service:
+        answer = await service.post(path, {"stageArn": stage_arn()}, caller="connector")
+        token_id = answer.json()["tokenId"]
+        answer = await service.delete(f"{path}/{token_id}")
+        problem = problem_in(answer, 403, "policy_denied")
+        assert "another caller" in problem["errors"][0]["detail"]
+        await take_over(service, policy_file, granted + "    everywhere: true\n" + other)
+        assert (await service.delete(f"{path}/{token_id}")).status_code == 202

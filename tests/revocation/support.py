@@ -14,6 +14,7 @@ from tokensvc.errors import IvsNotFoundError, IvsThrottledError, IvsUnavailableE
 from tokensvc.ivs.gateway import Participant
 from tokensvc.ledger import Ledger, LedgerRow, LedgerWriter
 from tokensvc.revocation import (
+    Accepted,
     BanList,
     BanStore,
     CallQueue,
@@ -200,6 +201,10 @@ class Replica:
             iat, iat + ttl, None,
         )  # fmt: skip
         await self.writer.record([made])
+
+    async def revoke_connection_token(self, token_id: str) -> Accepted:
+        token = await self.revocations.connection_token(token_id)
+        return await self.revocations.revoke(token, caller_id=None)
 
     async def work(self, rounds: int = 1) -> None:
         """Let the worker go through its loops, with half a second between the rounds."""

@@ -394,7 +394,7 @@ async def test_a_token_that_was_being_issued_elsewhere_when_the_ban_came_is_foun
 async def test_a_connection_token_is_revoked_and_an_unknown_one_not_found(replica, ivs):
     await replica.issue_connection_token("c1")
     ivs.faults.extend(["lost"])
-    accepted = await replica.revocations.revoke_connection_token("c1", caller_id=None)
+    accepted = await replica.revoke_connection_token("c1")
     await replica.work(rounds=5)
     assert await states(replica, accepted) == {"c1": "disconnected"}
     assert ivs.calls_of("RevokeConnectionToken") == ["c1", "c1"]
@@ -402,7 +402,7 @@ async def test_a_connection_token_is_revoked_and_an_unknown_one_not_found(replic
     await replica.issue("p1")
     for unknown in ("c2", "p1"):
         with pytest.raises(NotFoundError):
-            await replica.revocations.revoke_connection_token(unknown, caller_id=None)
+            await replica.revoke_connection_token(unknown)
 
 
 async def test_two_workers_never_double_the_rate(replica, other, ivs):
@@ -693,7 +693,7 @@ async def test_who_is_named_is_kicked_though_the_row_of_the_token_is_damaged(rep
     await replica.transactions.run("damage", lambda connection: connection.execute(garbage))
     with capture_logs() as logs:
         await kick(replica, DisconnectAsk.of_participant(STAGE, "p1"))
-        await replica.revocations.revoke_connection_token("c1", caller_id=None)
+        await replica.revoke_connection_token("c1")
     assert {entry["event"] for entry in logs} == {"ledger_row_damaged"}
     await replica.work(rounds=2)
     assert ivs.revoked == {"p1", "c1"}

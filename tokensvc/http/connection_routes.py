@@ -114,9 +114,10 @@ async def revoke_connection_token(request: Request[Any, Any, Any]) -> ASGIRespon
     token_id: str = request.path_params["token_id"]
     facts.about = {"tokenId": token_id}
     ref = request_ref(facts, "connection-tokens:revoke", token_id.encode())
-    accepted = await service.revocations.revoke_connection_token(
-        token_id, caller_id=facts.caller_id, ref=ref
-    )
+    token = await service.revocations.connection_token(token_id)
+    if token.caller_id != facts.caller_id:
+        service.gate.require_connections(facts.caller_name, of_others=True)
+    accepted = await service.revocations.revoke(token, caller_id=facts.caller_id, ref=ref)
     facts.about["disconnectId"] = accepted.disconnect_id
     answer = DisconnectAccepted.of(accepted)
     return ASGIResponse(

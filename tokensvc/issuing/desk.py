@@ -243,7 +243,7 @@ class TokenDesk:
 
 
 async def _require_local(policy: Policy, asked: WantedToken) -> None:
-    """Refuse what `policy` has IVS alone make; what IVS makes where nothing is said may be signed here, too."""
+    """Refuse what `policy` has IVS alone make; what it makes by default may be signed here, too."""
     try:
         await policy(replace(asked, issuer="local"), counted=False)
     except PolicyDeniedError as refusal:

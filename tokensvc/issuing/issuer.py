@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 OTHERS_AHEAD_SECONDS: Final = 30.0
-"""By which the clock of another replica may be ahead, where a token is signed again; durations are minutes."""
+"""By which the clock of another replica may be ahead, where a token is signed again."""
 
 
 class View(Protocol):

@@ -36,11 +36,17 @@ def require_everywhere(caller: CallerRule) -> None:
         deny(Refusal("stageArn", "required", detail, caller.rule_of("everywhere")))
 
 
-def require_connections(caller: CallerRule) -> DurationRule:
-    """Refuse a caller that gets no connection tokens; return for how long they may be."""
+def require_connections(caller: CallerRule, *, of_others: bool = False) -> DurationRule:
+    """Refuse a caller that gets no connection tokens; return for how long they may be.
+
+    A connection token is of no stage, so those `of_others` are for who may act on all stages.
+    """
     if caller.connection_tokens is None:
         detail = "This caller has nothing to do with connection tokens (`connectionTokens`)."
         deny(Refusal("", "no_connection_tokens", detail, caller.rule))
+    if of_others and not caller.everywhere:
+        detail = "This connection token was issued to another caller (`everywhere`)."
+        deny(Refusal("", "not_own_connection_token", detail, caller.rule_of("everywhere")))
     return caller.connection_tokens
 
 

@@ -224,9 +224,12 @@ class PolicyGate:
         request = policy.admit_connection(caller, wanted, tags, max_duration)
         return AdmittedConnection(request, _NO_HEADERS if count is None else count.headers)
 
-    def require_connections(self, caller: str) -> None:
-        """Refuse a caller that has nothing to do with connection tokens; raises PolicyDeniedError."""
-        self._policy().require_connections(caller)
+    def require_connections(self, caller: str, *, of_others: bool = False) -> None:
+        """Refuse a caller that has nothing to do with connection tokens; raises PolicyDeniedError.
+
+        Those `of_others` are for who may act everywhere.
+        """
+        self._policy().require_connections(caller, of_others=of_others)
 
     async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
         return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None

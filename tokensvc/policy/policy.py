@@ -139,10 +139,13 @@ class Policy:
         if self._rules is not None:
             require_everywhere(self._require_rule(caller))
 
-    def require_connections(self, caller: str) -> None:
-        """Refuse a caller that gets no connection tokens; raises PolicyDeniedError."""
+    def require_connections(self, caller: str, *, of_others: bool) -> None:
+        """Refuse a caller that gets no connection tokens, or has none `of_others` to act on.
+
+        Raises PolicyDeniedError.
+        """
         if self._rules is not None:
-            require_connections(self._require_rule(caller))
+            require_connections(self._require_rule(caller), of_others=of_others)
 
     def admit_connection(
         self,

@@ -121,16 +121,20 @@ class Revocations:
             await self._enforce(stored_ban)
         return Accepted(request.disconnect_id, request.ban_id, await self._expected(request, now))
 
-    async def revoke_connection_token(
-        self, token_id: str, *, caller_id: str | None, ref: IdempotencyRef | None = None
-    ) -> Accepted:
-        """Store the revocation of a connection token of the ledger; raises NotFoundError."""
+    async def connection_token(self, token_id: str) -> IssuedRecord:
+        """Return a connection token of the ledger; raises NotFoundError."""
         found = None
         if is_token_id(token_id):
             found = await self._ledger.latest(token_id, repaired_at=self._clock())
         if found is None or found.kind != "connection":
             raise NotFoundError("There is no such connection token.")
-        ask = DisconnectAsk.of_connection_token(found.region, token_id)
+        return found
+
+    async def revoke(
+        self, token: IssuedRecord, *, caller_id: str | None, ref: IdempotencyRef | None = None
+    ) -> Accepted:
+        """Store the revocation of a connection token."""
+        ask = DisconnectAsk.of_connection_token(token.region, token.token_id)
         return await self.disconnect(ask, caller_id=caller_id, ref=ref)
 
     async def progress(
