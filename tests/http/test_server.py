@@ -292,6 +292,40 @@ async def test_a_body_too_large_ends_the_connection(server: Listening):
     assert headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("what", ["body", "chunks", "head", "no HTTP"])
+async def test_who_sends_too_much_gets_the_answer_before_the_end(server: Listening, what: str):
+    megabytes = b" " * 8_000_000
+    request, status = {
+        "body": (server.mint(megabytes), 413),
+        "chunks": (
+            server.mint(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+            + b"7a1200\r\n%b\r\n0\r\n\r\n" % megabytes,
+            413,
+        ),
+        "head": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + megabytes, 431),
+        "no HTTP": (b"\x16\x03\x01" + megabytes, 400),
+    }[what]
+    connection = await server.connect()
+    # All of it, before the answer is looked at.
+    await connection.say(request)
+    assert (await connection.answer())[0] == status
+    assert await connection.is_closed()
+    connection.writer.close()
+    await until(lambda: not server.server.server_state.connections)
+
+
+async def test_who_never_stops_sending_is_not_read_without_end(
+    stopped: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tokensvc.http.protocol.LINGER_SECONDS", 0.0)
+    async with listening(stopped) as server:
+        connection = await server.connect()
+        await connection.say(server.mint(b" " * 40_000)[:-1])
+        assert (await connection.answer())[0] == 413
+        # Nothing more is sent, and the connection not closed from here.
+        await until(lambda: not server.server.server_state.connections)
+
+
 async def test_pipelined_requests_are_answered_in_order(server: Listening):
     connection = await server.connect()
     await connection.say(server.mint() + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")

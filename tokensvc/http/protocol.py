@@ -21,17 +21,28 @@ from uvicorn.server import ServerState
 
 from tokensvc.errors import InvalidRequestError, TokenServiceError
 from tokensvc.http.answers import Answer
+from tokensvc.http.cycles import CycleTransport, ShortCycle
 from tokensvc.http.edge import Edge
-from tokensvc.http.problems import PROBLEM_MEDIA_TYPE, encode_problem
+from tokensvc.http.heads import BadHeadError, check_head, refusal, without_upgrade
 from tokensvc.http.short_way import ShortWay
 
-__all__ = ["HEAD_SECONDS", "MAX_HEAD_BYTES", "REST_SECONDS", "TAKE_SECONDS", "BoundedHttpProtocol"]
+__all__ = [
+    "HEAD_SECONDS",
+    "LINGER_SECONDS",
+    "MAX_HEAD_BYTES",
+    "REST_SECONDS",
+    "TAKE_SECONDS",
+    "BoundedHttpProtocol",
+]
 
 MAX_HEAD_BYTES: Final = 16_384
 """Request line and headers of one request; a right one has a few hundred bytes."""
 
 HEAD_SECONDS: Final = 10.0
 """From the first byte of a head, or from a new connection's start, to the head's end."""
+
+LINGER_SECONDS: Final = 5.0
+"""From a last answer, while its request is still coming, to the connection's end."""
 
 REST_SECONDS: Final = 15.0
 """From an answer that came before the request's body was all there, to the body's end."""
@@ -42,17 +53,10 @@ TAKE_SECONDS: Final = 30.0
 _COPIED_BYTES: Final = 65_536
 """Bodies up to here are copied behind their heads, into one write; of megabytes that takes milliseconds."""
 
-_VERSIONS: Final = ("1.1", "1.0")
-_OF_UPGRADES: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
-_LOOKED_AT: Final = frozenset({b"host", b"expect", b"transfer-encoding"})
 _NOT_HTTP: Final = "This is not an HTTP request."
 
 
 _log = structlog.get_logger(__name__)
-
-
-class _BadHeadError(Exception):
-    """A head that the parser takes and we do not."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -80,6 +84,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._heard = False
         """Whether the bytes that are being read had a part of a body in them."""
         self._unheard_bytes = 0
+        self._lingers = False
+        """Whether the last answer was sent, and what still comes is thrown away."""
         self._refusal: bytes | None = None
         """What is sent when the answers before it have been; nothing more is read."""
         self._head_timer: asyncio.TimerHandle | None = None
@@ -92,7 +98,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._version = ""
         self._is_chunked = False
         self._short: ShortWay | None = None
-        self._short_cycle = _ShortCycle()
+        self._short_cycle = ShortCycle()
         self._chunks: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -123,14 +129,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse a head that grows too long, or begin to wait for its end."""
-        if self._refusal is not None:
+        if self._reads_no_more():
             return
         self._idle_since = None
         self._head_began = self._heard = False
         self._feed(data)
         if self._short is not None:
             self._go_the_long_way()
-        if self.transport.is_closing() or self._refusal is not None:
+        if self.transport.is_closing() or self._reads_no_more():
             return
         if not self._in_head:
             self._unheard_bytes = (
@@ -158,6 +164,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._head_timer is None:
             self._watch_head()
 
+    def _reads_no_more(self) -> bool:
+        return self._refusal is not None or self._lingers
+
     def _feed(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         while True:
@@ -174,15 +183,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 return
 
     def _without_upgrade(self) -> bytes:
-        """Return the head that was read, as one of a request that is the last and wants no other protocol.
-
-        A server may ignore an Upgrade (RFC 9110, section 7.8); the parser, however, reads no body behind one.
-        """
         self._upgrades = False
-        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OF_UPGRADES]
+        head = without_upgrade(self.parser.get_method(), self.url, self.headers)
         self.parser = httptools.HttpRequestParser(self)
-        return b"\r\n".join([*lines, b"connection: close", b"", b""])
+        return head
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -198,16 +202,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._in_head:
             # They would have no bound, and be read as headers by some and not by others.
             self._fault = "A body has no trailers here (RFC 9110, section 6.5)."
-            raise _BadHeadError
+            raise BadHeadError
         self.headers.append((name.lower(), value))
 
-    def _begin_scope(self) -> None:
+    def _begin_cycle(self) -> None:
         # What the short way has no use for is made when it is known that it is not taken.
         url, headers, waits = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url = url
         self.headers[:] = headers
         self.expect_100_continue = waits
+        super().on_headers_complete()
+        self.cycle.transport = CycleTransport(self.transport, self._end)  # type: ignore[assignment]
+
+    def _end(self) -> None:
+        if self._in_body:
+            self._linger()
+        else:
+            self.transport.close()
 
     def on_headers_complete(self) -> None:
         """End a head, and choose who answers: the application, or its refusal."""
@@ -231,8 +243,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.app = self._edge.refuse_overload if crowded else self._edge
         self._short = None if crowded else self._short_way()
         if self._short is None:
-            self._begin_scope()
-            super().on_headers_complete()
+            self._begin_cycle()
             # There is no other protocol here, and the parser has given up on this one.
             if self.parser.should_upgrade() or self._edge.is_draining:
                 self.cycle.keep_alive = False
@@ -292,8 +303,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _go_the_long_way(self) -> None:
         # The body is not all there: what has come so far is handed on.
         self._short = None
-        self._begin_scope()
-        super().on_headers_complete()
+        self._begin_cycle()
         self.cycle.keep_alive = not self._edge.is_draining
         for chunk in self._chunks:
             super().on_body(chunk)
@@ -350,34 +360,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, InvalidRequestError(self._fault))
 
     def _check_head(self) -> None:
-        """Refuse what a proxy in front may read in another way; llhttp has refused the rest.
-
-        RFC 9112, sections 2.3 (versions), 3.2 (exactly one Host) and 6.1 (Transfer-Encoding). What is
-        raised in a callback of the parser ends in `send_400_response`.
-        """
-        version = self._version = self.parser.get_http_version()
-        self._is_chunked = False
-        if version not in _VERSIONS:
-            self._fault = "The version of HTTP has to be 1.1, or 1.0."
-            raise _BadHeadError
-        hosts = 0
-        for name, value in self.headers:
-            if name not in _LOOKED_AT:
-                continue
-            if name == b"host":
-                hosts += 1
-            elif name == b"expect":
-                self.expect_100_continue = (
-                    self.expect_100_continue or value.lower() == b"100-continue"
-                )
-            else:
-                self._is_chunked = True
-                if version != "1.1" or value.lower().strip() != b"chunked":
-                    self._fault = "The only Transfer-Encoding is chunked, in HTTP/1.1."
-                    raise _BadHeadError
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            self._fault = "A request has exactly one Host."
-            raise _BadHeadError
+        # What is raised in a callback of the parser ends in `send_400_response`.
+        self._version = self.parser.get_http_version()
+        try:
+            head = check_head(self._version, self.headers)
+        except BadHeadError as refused:
+            self._fault = str(refused)
+            raise
+        self._is_chunked, self.expect_100_continue = head
 
     def on_response_complete(self) -> None:
         """Begin the next request that is here already, or to wait for one; cycles call this."""
@@ -387,13 +377,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_taking()
             return
+        if self._lingers:
+            return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
         if self._refusal is not None:
             self.transport.write(self._refusal)
-            self._give_up()
+            self._linger()
             return
         self._was_answered_early = self._in_body
         if self._in_body and self._rest_timer is None:
@@ -460,43 +452,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._watch_taking()
 
     def _refuse(self, status: HTTPStatus, error: TokenServiceError) -> None:
-        # There is no request yet that could be handed to the application.
-        body = encode_problem(error, "", status=status)
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-            f"content-type: {PROBLEM_MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\n"
-            "cache-control: no-store\r\n"
-            "x-content-type-options: nosniff\r\n"
-            "connection: close\r\n\r\n"
-        )
-        refusal = head.encode("ascii") + body
+        answer = refusal(status, error)
         if self._is_answering() and not self._in_body:
             # Whoever sent what was right before it waits for the answers to that.
-            self._refusal = refusal
+            self._refusal = answer
             return
         if not self._was_answered_early:
-            self.transport.write(refusal)
-        self._give_up()
+            self.transport.write(answer)
+        self._linger()
 
+    def _linger(self) -> None:
+        """Close, but go on reading for a while: bytes that nobody reads would take the answer along.
 
-class _ShortCycle:
-    """What uvicorn's protocol wants to know of a request that it does not answer itself.
-
-    `message_event`, which it sets when a connection ends, is this object: the body is there already,
-    and nobody waits for it.
-    """
-
-    __slots__ = ("disconnected", "keep_alive", "response_complete")
-
-    def __init__(self) -> None:
-        self.disconnected = False
-        self.keep_alive = True
-        self.response_complete = False
-
-    @property
-    def message_event(self) -> _ShortCycle:
-        return self
-
-    def set(self) -> None:
-        """Do nothing."""
+        The kernel answers them with a reset, on which the client's own forgets what it has not handed on.
+        """
+        if self._lingers or self.transport.is_closing():
+            return
+        self._lingers = True
+        self._head_is_over()
+        self._body_is_over()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._rest_timer = self.loop.call_later(LINGER_SECONDS, self._give_up)
