@@ -466,7 +466,7 @@ class Process:
         own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         self.log = (folder / "log").open("w+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-m", "tokensvc", "serve"],
             env={
                 **own,
                 "TOKENSVC_DATA_DIR": str(folder),
@@ -498,14 +498,6 @@ class Process:
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-PROGRAM = """
-from tokensvc.http.server import serve
-from tokensvc.settings import Settings
-if __name__ == "__main__":
-    serve(Settings.load())
-"""
 
 
 @pytest.fixture
@@ -564,6 +556,16 @@ async def test_workers_share_the_port_and_a_dead_one_is_replaced(started: Any):
     for pid in (first["pid"], replacement["pid"]):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sighup_ends_no_service_that_is_still_starting(started: Any, workers: int):
+    process = started(workers)
+    process.told("listening")
+    for _ in range(20):
+        process.process.send_signal(signal.SIGHUP)
+    process.told("service_started", workers)
+    assert process.end() == 0
 
 
 async def test_sighup_takes_a_new_policy_into_every_worker_and_drops_no_request(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 __all__ = ["serve"]
@@ -27,6 +29,8 @@ def serve(host: str | None, port: int | None, workers: int | None, hardened: boo
     SIGTERM or Ctrl-C: what was accepted is finished, then it stops. The store must be there and
     current (`tokensvc db upgrade`), and so must the master key; neither is made here.
     """
+    # It must not end a service that does not listen to it yet; it is kept until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     import boto3.session  # noqa: F401
 
     from tokensvc.http.hardening import require_hardened

@@ -225,7 +225,7 @@ class Server(uvicorn.Server):
         """Serve; SIGHUP reads anew what may be changed meanwhile, and touches no request."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        # A worker is born with the signal blocked, so that none ends it before it can listen.
+        # Blocked until now (`cli/serve.py`, `workers.py`), so that none ends it before it can listen.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             await super().serve(sockets)
