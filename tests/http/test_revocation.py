@@ -21,6 +21,7 @@ from tests.http.support import (
     stage_arn,
 )
 from tokensvc.errors import InvalidRequestError, IvsThrottledError, StoreUnavailableError
+from tokensvc.http import token_routes
 from tokensvc.http.revocation_structs import BanRequest, DisconnectRequest
 from tokensvc.revocation.bans import REFRESH_SECONDS
 from tokensvc.revocation.requests import (
@@ -210,6 +211,32 @@ async def test_a_disconnect_with_a_ban_stops_every_way_to_a_token(service: Servi
     service.now += 60
     await service.sleeper.wake_copies()
     await service.mint(userId="ana")
+
+
+async def test_no_token_of_a_batch_leaves_after_a_ban_that_was_answered_while_it_was_encoded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    encode = token_routes._encode_outcomes
+    banned_next = ["eve", "bo"]
+
+    async def encode_while_somebody_is_banned(*given: Any) -> bytes:
+        body = await encode(*given)
+        if banned_next:
+            ban = {**STAGE, "userId": banned_next.pop(0)}
+            assert (await service.post("/v1/bans", ban)).status_code == 201
+        return body
+
+    monkeypatch.setattr(token_routes, "_encode_outcomes", encode_while_somebody_is_banned)
+    users = ["ana", "eve", "bo", "cy"]
+    tokens = [{**STAGE, "userId": user} for user in users]
+    answer = (await service.post("/v1/tokens/batch", {"tokens": tokens})).json()
+    got = [item.get("userId") or item["problem"]["code"] for item in answer["tokens"]]
+    assert got == ["ana", "banned", "banned", "cy"]
+    assert (answer["issued"], answer["failed"]) == (2, 2)
+    metrics = (await service.get("/metrics", caller=None)).text
+    assert f'tokensvc_tokens_issued_total{{issuer="local",region="{REGION}"}} 2.0' in metrics
+    # Their rows are there already, so whoever asks for a kick finds them.
+    assert len((await service.get("/v1/tokens")).json()["tokens"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ hold the event loop from everybody else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from time import perf_counter
 from typing import Any, Final
 
@@ -151,7 +150,11 @@ async def mint_batch(request: Request[Any, Any, Any]) -> Answer:
     del wanted
     items = admitted.items
     outcomes = await service.desk.mint_batch(items, slices, facts.caller_id, ref, is_new=is_new)
-    body = await _encode_outcomes(items, outcomes, service, facts, slices)
+    body = await _encode_outcomes(outcomes, facts.request_id, slices)
+    # Which took a while. Each time there is a token less, so this ends.
+    while service.desk.withdraw_banned(items, outcomes):
+        body = await _encode_outcomes(outcomes, facts.request_id, slices)
+    _count_outcomes(items, outcomes, service, facts)
     return Answer(body, 200, fields=admitted.headers.items())
 
 
@@ -275,66 +278,59 @@ def _parse_item(
 
 
 async def _encode_outcomes(
-    items: list[BatchItem],
-    outcomes: list[BatchOutcome],
-    service: Service,
-    facts: RequestFacts,
-    slices: LoopSlices,
+    outcomes: list[BatchOutcome], request_id: str, slices: LoopSlices
 ) -> bytes:
-    metrics = service.metrics
     encoded: list[msgspec.Raw] = []
-    told: Counter[Issued] = Counter()
-    issued: Counter[tuple[str, str]] = Counter()
+    failed = 0
     for start in range(0, len(outcomes), _PIECE):
         if slices.spent():
             await slices.breathe()
-        end = start + _PIECE
-        piece = list(zip(items[start:end], outcomes[start:end], strict=True))
-        tokens = [outcome for _, outcome in piece if isinstance(outcome, IssuedToken)]
+        piece = outcomes[start : start + _PIECE]
+        tokens = [outcome for outcome in piece if isinstance(outcome, IssuedToken)]
         if len(tokens) == len(piece):
             # As they stand in an array, which is what they become elements of.
             encoded.append(msgspec.Raw(_encode(tokens)[1:-1]))
-            _count_tokens(piece, told, issued)
             continue
-        for index, (item, outcome) in enumerate(piece, start):
+        for index, outcome in enumerate(piece, start):
             if slices.spent():
                 await slices.breathe()
             if isinstance(outcome, TokenServiceError):
-                metrics.item_refused(outcome.code)
-                told[_stage_of(item), None, outcome.code] += 1
-                problem = problem_of(outcome, facts.request_id, within=f"tokens[{index}]")
+                failed += 1
+                problem = problem_of(outcome, request_id, within=f"tokens[{index}]")
                 encoded.append(msgspec.Raw(_encode(RefusedItem(problem))))
             else:
-                _count_tokens([(item, outcome)], told, issued)
                 encoded.append(msgspec.Raw(_encode(outcome)))
-    for (issuer, region), count in issued.items():
-        metrics.token_issued(issuer, region, count)
-    facts.issued = told
-    done = issued.total()
     # What is encoded already is only copied here; of 8 MB, that alone is more than a slice.
     await slices.breathe()
-    answer = _encode(BatchAnswer(encoded, issued=done, failed=len(outcomes) - done))
+    answer = _encode(BatchAnswer(encoded, issued=len(outcomes) - failed, failed=failed))
     if slices.spent():
         await slices.breathe()
     return answer
 
 
-def _count_tokens(
-    answered: Iterable[tuple[BatchItem, BatchOutcome]],
-    told: Counter[Issued],
-    issued: Counter[tuple[str, str]],
+def _count_outcomes(
+    items: list[BatchItem], outcomes: list[BatchOutcome], service: Service, facts: RequestFacts
 ) -> None:
-    kinds = Counter(
+    told: Counter[Issued] = Counter()
+    for item, outcome in zip(items, outcomes, strict=True):
+        if isinstance(outcome, TokenServiceError):
+            service.metrics.item_refused(outcome.code)
+            told[_stage_of(item), None, outcome.code] += 1
+    tokens = Counter(
         [
             (item.stage.text, item.stage.region, outcome.key_arn, outcome.issuer)
-            for item, outcome in answered
+            for item, outcome in zip(items, outcomes, strict=True)
             # Only what is a request has got a token.
             if isinstance(item, TokenRequest) and isinstance(outcome, IssuedToken)
         ]
     )
-    for (stage_arn, region, key_arn, issuer), count in kinds.items():
+    issued: Counter[tuple[str, str]] = Counter()
+    for (stage_arn, region, key_arn, issuer), count in tokens.items():
         told[stage_arn, key_arn, _DONE] += count
         issued[issuer, region] += count
+    for (made_by, region), count in issued.items():
+        service.metrics.token_issued(made_by, region, count)
+    facts.issued = told
 
 
 def _stage_of(item: BatchItem) -> str | None:

@@ -12,7 +12,7 @@ as a whole, with StoreUnavailableError.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
 
 import structlog
@@ -24,7 +24,7 @@ from tokensvc.issuing.slices import LoopSlices
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
 
-__all__ = ["BatchItem", "BatchOutcome", "draft_batch", "hand_out_batch"]
+__all__ = ["BatchItem", "BatchOutcome", "draft_batch", "hand_out_batch", "withdraw_banned"]
 
 BatchItem: TypeAlias = TokenRequest | TokenServiceError
 BatchOutcome: TypeAlias = IssuedToken | TokenServiceError
@@ -61,38 +61,50 @@ async def hand_out_batch(
     slices: LoopSlices,
 ) -> list[BatchOutcome]:
     """Return the tokens of drafts that are recorded, and an error for who was banned meanwhile."""
-    outcomes: list[BatchOutcome] = []
-    for start in range(0, len(items), _PIECE):
+    outcomes: list[BatchOutcome] = [
+        draft.token if isinstance(draft, Draft) else draft for draft in drafts
+    ]
+    for _ in _withdrawing(issuer, items, outcomes):
         if slices.spent():
             await slices.breathe()
-        piece = drafts[start : start + _PIECE]
-        tokens = [draft.token for draft in piece if isinstance(draft, Draft)]
-        requests = _requests_alike(items, start)
-        if len(tokens) == len(piece) == len(requests) and issuer.admits_all(
-            requests, [token.participant_id for token in tokens]
-        ):
-            outcomes += tokens
-            continue
-        for index in range(start, min(start + _PIECE, len(items))):
-            if slices.spent():
-                await slices.breathe()
-            outcomes.append(_handed_out(issuer, items[index], drafts[index]))
     return outcomes
 
 
-def _handed_out(
-    issuer: TokenIssuer, item: BatchItem, draft: Draft | TokenServiceError
-) -> BatchOutcome:
-    if isinstance(draft, TokenServiceError):
-        return draft
-    try:
-        # Only a request that parsed has become a draft.
-        issuer.admit(cast("TokenRequest", item), draft.token.participant_id)
-    except StoreUnavailableError:
-        raise
-    except TokenServiceError as refusal:
-        return refusal
-    return draft.token
+def withdraw_banned(
+    issuer: TokenIssuer, items: Sequence[BatchItem], outcomes: list[BatchOutcome]
+) -> bool:
+    """Put an error in the place of each token that must not leave any more; tell whether there is one.
+
+    It waits for nothing, so no ban can be answered between it and what follows at once. A thousand
+    tokens take a few tenths of a millisecond. Raises StoreUnavailableError.
+    """
+    return any([*_withdrawing(issuer, items, outcomes)])
+
+
+def _withdrawing(
+    issuer: TokenIssuer, items: Sequence[BatchItem], outcomes: list[BatchOutcome]
+) -> Iterator[bool]:
+    """Go through the tokens some at a time; yield each time whether one of them must not leave."""
+    for start in range(0, len(items), _PIECE):
+        piece = outcomes[start : start + _PIECE]
+        ids = [token.participant_id for token in piece if isinstance(token, IssuedToken)]
+        requests = _requests_alike(items, start)
+        if len(ids) == len(piece) == len(requests) and issuer.admits_all(requests, ids):
+            yield False
+            continue
+        any_banned = False
+        for index, token in enumerate(piece, start):
+            if not isinstance(token, IssuedToken):
+                continue
+            try:
+                # Only a request that parsed has got a token.
+                issuer.admit(cast("TokenRequest", items[index]), token.participant_id)
+            except StoreUnavailableError:
+                raise
+            except TokenServiceError as refusal:
+                outcomes[index] = refusal
+                any_banned = True
+        yield any_banned
 
 
 def _requests_alike(items: Sequence[BatchItem], start: int) -> Sequence[TokenRequest]:

@@ -19,7 +19,13 @@ from tokensvc.errors import (
     PolicyDeniedError,
     TokenServiceError,
 )
-from tokensvc.issuing.batch import BatchItem, BatchOutcome, draft_batch, hand_out_batch
+from tokensvc.issuing.batch import (
+    BatchItem,
+    BatchOutcome,
+    draft_batch,
+    hand_out_batch,
+    withdraw_banned,
+)
 from tokensvc.issuing.connection import ConnectionSigner, ConnectionToken
 from tokensvc.issuing.issued import Draft, IssuedToken
 from tokensvc.issuing.issuer import Recorder, Taker, TokenIssuer
@@ -149,6 +155,10 @@ class TokenDesk:
             stored = late
         known = await kept_batch(stored, slices)
         return await self._repetition.batch(items, known, slices, caller_id)
+
+    def withdraw_banned(self, items: Sequence[BatchItem], outcomes: list[BatchOutcome]) -> bool:
+        """Take back, just before they leave, the tokens of who was banned since; see `batch.py`."""
+        return withdraw_banned(self._issuer, items, outcomes)
 
     async def exchange(
         self,
