@@ -415,7 +415,7 @@ class Settings:
         unit="seconds",
     )
     clock_skew: float = _setting(
-        "How far the clocks of replicas and of AWS may be apart; a key outlives its tokens by it.",
+        "How far a replica's clock may be from that of AWS; a key outlives its tokens by it.",
         _number(0, 3600),
         60.0,
         unit="seconds",

@@ -134,7 +134,7 @@ async def test_a_retired_key_stays_until_its_last_token_has_expired(world: World
     await manager.rotate(REGION)
     world.ledger.marks[old.key_id] = world.clock.now + 5 * DAY
     skew = world.policy.skew
-    for moment in (world.policy.settle + skew, 4 * DAY, 5 * DAY, 5 * DAY + skew - 1):
+    for moment in (world.policy.settle, 4 * DAY, 5 * DAY, 5 * DAY + skew - 1):
         await _at(world, world.ring().key(old.key_id).retired_at + moment)
         await manager.tick(REGION)
         assert old.arn in world.ivs.keys
@@ -182,7 +182,7 @@ async def test_a_key_without_tokens_stays_until_no_replica_can_sign_with_it(worl
     manager = await world.settled()
     old = world.active
     await manager.rotate(REGION)
-    world.clock.now += world.policy.settle + world.policy.skew - 1
+    world.clock.now += world.policy.settle - 1
     await manager.tick(REGION)
     assert old.arn in world.ivs.keys
     world.clock.now += 1
@@ -203,7 +203,7 @@ async def test_without_a_ledger_a_key_stays_as_long_as_its_longest_token(world: 
     world.clock.now += 14 * DAY
     await later.tick(REGION)
     assert old.arn in world.ivs.keys
-    world.clock.now += world.policy.settle + world.policy.skew
+    world.clock.now += world.policy.settle
     await later.tick(REGION)
     assert old.arn not in world.ivs.keys
 

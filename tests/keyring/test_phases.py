@@ -190,8 +190,20 @@ def test_evidence_is_given_only_after_the_last_expiry_and_the_settling(
 ) -> None:
     evidence = drained(RETIRING, expiry, POLICY, now)
     assert RETIRING.retired_at is not None
-    earliest = max(RETIRING.retired_at + POLICY.settle, expiry or 0.0) + POLICY.skew
+    earliest = max(RETIRING.retired_at + POLICY.settle, (expiry or 0.0) + POLICY.skew)
     assert (evidence is not None) is (now >= earliest)
+
+
+@given(
+    off=st.tuples(*[st.floats(-POLICY.skew, POLICY.skew)] * 2),
+    later=st.floats(0, POLICY.view_max_age + 60.0, exclude_max=True),
+)
+def test_nobody_deletes_a_key_whose_last_token_may_still_be_recorded(
+    off: tuple[float, float], later: float
+) -> None:
+    """The process that retires a key and the one that deletes it are off by the skew, either way."""
+    retired = dataclasses.replace(RETIRING, retired_at=NOW + off[0])
+    assert drained(retired, None, POLICY, NOW + later + off[1]) is None
 
 
 def test_only_retiring_keys_have_a_time_of_deletion() -> None:
@@ -208,5 +220,5 @@ def test_a_key_that_never_signed_and_one_whose_ledger_is_lost_differ() -> None:
         longest_ttl=600.0,
         now=NOW,
     )
-    assert delete_at(orphan, None, POLICY) == NOW + POLICY.settle + POLICY.skew + 600.0
-    assert delete_at(RETIRING, None, POLICY) == NOW + POLICY.settle + POLICY.skew
+    assert delete_at(orphan, None, POLICY) == NOW + POLICY.settle + 600.0
+    assert delete_at(RETIRING, None, POLICY) == NOW + POLICY.settle

@@ -37,7 +37,7 @@ def test_six_hours_with_twelve_hour_tokens_need_four_slots() -> None:
         RotationPolicy(period=6 * HOUR, longest_participant_ttl=12 * HOUR)
     assert str(caught.value).startswith(
         "period 6 h with TTL 12 h needs 4 slots, IVS gives 3: raise TOKENSVC_ROTATION_PERIOD to at "
-        "least 21975 (seconds), or lower TOKENSVC_MAX_DURATION to 707 (minutes)"
+        "least 22005 (seconds), or lower TOKENSVC_MAX_DURATION to 706 (minutes)"
     )
 
 

@@ -33,7 +33,7 @@ def delete_at(key: KeyRecord, latest_expiry: float | None, policy: RotationPolic
     """Return the Unix time from which a RETIRING key may be deleted; None in another phase."""
     if key.phase is not KeyPhase.RETIRING or key.retired_at is None:
         return None
-    settled = key.retired_at + policy.settle + policy.skew
+    settled = key.retired_at + policy.settle
     expiry = settled if latest_expiry is None else latest_expiry + policy.skew
     # An orphan's tokens are in a ledger that is lost.
     if policy.ledger_complete and key.activated_at is not None:

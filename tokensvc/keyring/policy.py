@@ -44,7 +44,7 @@ class RotationPolicy:
     """The same for connection tokens, which IVS allows 28 days; 0 where none are issued."""
 
     skew: float = 60.0
-    """How far the clocks of replicas, of the store and of IVS may be apart."""
+    """How far the clock of any replica may be from that of AWS; beyond it, nothing rotates or deletes."""
 
     standby_min_age: float = 600.0
     """How long IVS has held a key before it takes over from another one."""
@@ -73,13 +73,16 @@ class RotationPolicy:
 
     @property
     def settle(self) -> float:
-        """How long after its retirement a key's last token may still be on its way out."""
-        return self.view_max_age + _HANDOUT_SECONDS
+        """How long after its retirement a key's last token may still be on its way out.
+
+        By the clock of whoever deletes it, which may be as far ahead as that of whoever retired it is behind.
+        """
+        return self.view_max_age + _HANDOUT_SECONDS + 2 * self.skew
 
     @property
     def drain(self) -> float:
         """The longest time from a key's retirement to its deletion."""
-        return self.settle + self.longest_ttl + self.skew
+        return self.settle + self.longest_ttl
 
     @property
     def slots_needed(self) -> int:
@@ -115,7 +118,7 @@ class RotationPolicy:
         ]
 
     def _too_many_slots(self) -> str:
-        rest = self.settle + self.skew + self.standby_min_age
+        rest = self.settle + self.standby_min_age
         shortest = (self.drain + self.standby_min_age) / (SLOTS - 1)
         longest = (SLOTS - 1) * self.period - rest
         if self.longest_connection_ttl > self.longest_participant_ttl:
