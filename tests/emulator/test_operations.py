@@ -281,6 +281,8 @@ def list_participants(world: World) -> None:
     assert ids(filterByState="DISCONNECTED") == {first}
     assert ids(filterByPublished=True) == set()
     assert ids(filterByRecordingState="ACTIVE") == set()
+    two = {"filterByUserId": "one", "filterByState": "CONNECTED"}
+    refused(world.client.list_participants, 400, "ValidationException", **known, **two)
     page = world.client.list_participants(**known, maxResults=1)
     rest = world.client.list_participants(**known, maxResults=1, nextToken=page["nextToken"])
     both = page["participants"] + rest["participants"]

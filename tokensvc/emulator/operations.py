@@ -241,6 +241,9 @@ def get_participant(call: Call) -> Members:
 def list_participants(call: Call) -> Members:
     """ListParticipants; nobody publishes or is recorded here, so those filters find nobody."""
     wanted = call.request
+    # In the model only the members' documentation says so.
+    if sum(name.startswith("filterBy") for name in wanted) > 1:
+        raise ValidationError("Only one filter can be provided per request")
     found = [
         participant
         for participant in call.sessions.participants(call.arn("stageArn"), wanted["sessionId"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn
 
-from tokensvc.policy.decision import Decision, Refusal, match_stage
+from tokensvc.policy.decision import Decision, Refusal, match_stage, missing_user
 from tokensvc.policy.rules import CallerRule, DurationRule
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.connection import ConnectionRequest, WantedConnection, complete_connection
@@ -65,9 +65,9 @@ def check_connection(
         )
         detail = f"is {asked} minutes; allowed are {bounds.least} to {bounds.most}"
         deny(Refusal("duration", code, detail, bounds.rule, limit))
-    if caller.limits.per_user_minute is not None and wanted.user_id is None:
-        detail = "is required: tokens are counted per user"
-        deny(Refusal("userId", "required", detail, caller.rule_of("limits")))
+    missing = missing_user(caller, wanted.user_id)
+    if missing is not None:
+        deny(missing)
     if wanted.stage is None:
         require_everywhere(caller)
     else:

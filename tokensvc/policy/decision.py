@@ -31,6 +31,7 @@ __all__ = [
     "grant_again",
     "grant_each",
     "match_stage",
+    "missing_user",
     "refused",
 ]
 
@@ -151,6 +152,14 @@ def match_stage(
     choice = ", ".join(_told_stage(one) for one in caller.stages[:_MAX_TOLD]) or "none"
     detail = f"is not one of this caller's stages: {choice}"
     return Refusal("stageArn", "stage_not_allowed", detail, rule, choice)
+
+
+def missing_user(caller: CallerRule, user_id: str | None) -> Refusal | None:
+    """Return why a token without a user is not for the caller, where it is not."""
+    if caller.limits.per_user_minute is None or user_id is not None:
+        return None
+    detail = "is required: tokens are counted per user"
+    return Refusal("userId", "required", detail, caller.rule_of("limits"))
 
 
 def grant_again(caller: CallerRule, wanted: WantedToken, grant: Grant) -> TokenRequest | None:
@@ -282,9 +291,9 @@ class _Check:
         return asked
 
     def _user_id(self) -> None:
-        if self._caller.limits.per_user_minute is not None and self._wanted.user_id is None:
-            rule = self._caller.rule_of("limits")
-            self._refuse("userId", "required", "is required: tokens are counted per user", rule)
+        missing = missing_user(self._caller, self._wanted.user_id)
+        if missing is not None:
+            self._add(missing)
 
     def _no_role(self, name: str | None) -> None:
         rule = self._caller.rule_of("roles")
