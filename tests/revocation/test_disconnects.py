@@ -352,6 +352,21 @@ async def test_while_ivs_lists_nobody_what_was_issued_is_called_and_listing_is_r
     assert (await replica.revocations.progress(accepted.disconnect_id)).done
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [ASK_ALICE, DisconnectAsk.of_stage(STAGE), DisconnectAsk.of_participant(STAGE, "p1")],
+    ids=["user", "stage", "participant"],
+)
+async def test_whom_ivs_lists_is_called_however_long_ago_the_token_expired(replica, ivs, ask):
+    await replica.issue("p1", ttl=60)
+    ivs.join(STAGE, "p1", "alice")
+    replica.time.now += 60 + 86_400
+    accepted = await kick(replica, ask)
+    ivs.faults.append("down")
+    await replica.work(rounds=5)
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
 async def test_who_comes_back_after_a_kick_without_a_ban_is_left_alone(replica, ivs):
     await kick(replica, ASK_ALICE)
     replica.time.now += 5  # no worker was there at once

@@ -42,7 +42,8 @@ WAITING: Final = 3
 class NewCall:
     """A call to be made for a request, unless it is pending already.
 
-    `exp` is when the token expires, Unix seconds, at the latest. `connected`: IVS lists the participant.
+    `exp` is when the token expires, Unix seconds, at the latest, and not before the request where at least
+    one call is to be made. `connected`: IVS lists the participant.
     """
 
     operation: Operation

@@ -135,7 +135,8 @@ class Sweeper:
                     one.participant_id,
                     one.user_id,
                     CONNECTED if request.kind == "stage" else FIRST,
-                    expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS),
+                    # Who is there is called, however long ago the token expired.
+                    max(now, expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS)),
                     connected=True,
                 )
                 for one in some
