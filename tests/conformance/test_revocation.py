@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.revocation.support import NOW, OTHER_STAGE, REGION, STAGE, IvsModel, Replica, VirtualTime
 from tokensvc.errors import IdempotencyConflictError
 from tokensvc.ledger import idempotency_ref
 from tokensvc.revocation import DisconnectAsk
-from tokensvc.revocation.calls import CONNECTED, ISSUED, NAMED, WAITING, NewCall
+from tokensvc.revocation.calls import CONNECTED, FIRST, ISSUED, OF_KEY, OF_USER, WAITING, NewCall
 from tokensvc.store import open_engine
 from tokensvc.store.leases import SAFETY_SECONDS, LeaseStore
 from tokensvc.store.many import IDS_PER_STATEMENT
+from tokensvc.store.tables import disconnect_calls
 
 STAGE_TEXT = str(STAGE)
 
@@ -264,7 +266,16 @@ async def test_a_call_that_ends_between_our_insert_and_our_look_is_made_anew(pos
 async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(replica):
     made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
     request = await replica.store.get(made.disconnect_id)
-    ranks = {"w1": WAITING, "w2": WAITING, "i": ISSUED, "c": CONNECTED, "n": NAMED, "later": NAMED}
+    ranks = {
+        "w1": WAITING,
+        "w2": WAITING,
+        "i": ISSUED,
+        "c": CONNECTED,
+        "k": OF_KEY,
+        "u": OF_USER,
+        "later": FIRST,
+        "f": FIRST,
+    }
     await replica.calls.enqueue(
         request,
         [NewCall("disconnect", STAGE_TEXT, name, None, rank, NOW) for name, rank in ranks.items()],
@@ -275,11 +286,57 @@ async def test_calls_are_due_by_rank_then_by_time_and_some_that_wait_among_them(
         by_name["later"], until=NOW + 1, attempts=1, error="ivs_unavailable", now=NOW
     )
     names = [call.target_id for call in await replica.calls.due_calls(REGION, NOW, 10)]
-    assert names == ["c", "n", "i", "w1", "w2"]
+    assert names == ["f", "u", "c", "k", "i", "w1", "w2"]
     names = [call.target_id for call in await replica.calls.due_calls(REGION, NOW, 3)]
-    assert names == ["c", "n", "w1"]
+    assert names == ["f", "c", "w1"]
     assert await replica.calls.due_calls("us-east-1", NOW, 10) == []
-    assert await replica.calls.length(REGION) == 4
+    assert await replica.calls.ahead(request) == 6
+    one = dataclasses.replace(request, kind="user", user_id="alice")
+    assert await replica.calls.ahead(one) == 3
+
+
+@pytest.mark.parametrize(
+    ("full", "shares"),
+    [
+        ((FIRST, CONNECTED, WAITING), (6, 2, 2)),
+        ((FIRST, CONNECTED), (8, 2)),
+        ((CONNECTED, WAITING), (8, 2)),
+        ((OF_USER, WAITING), (8, 2)),
+        ((FIRST,), (10,)),
+    ],
+)
+async def test_nobody_in_the_queue_starves_behind_others(replica, full, shares):
+    made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    request = await replica.store.get(made.disconnect_id)
+    found = [
+        NewCall("disconnect", STAGE_TEXT, f"p{rank}-{n}", None, rank, NOW + 9)
+        for rank in full
+        for n in range(12)
+    ]
+    await replica.calls.enqueue(request, found, NOW)
+    due = await replica.calls.due_calls(REGION, NOW, 10)
+    assert [sum(call.rank == rank for call in due) for rank in full] == list(shares)
+
+
+async def test_a_version_that_knows_no_ranks_below_0_takes_those_first_and_ours_its(replica):
+    """While replicas are replaced one by one, either may make the calls that the other one stored."""
+    assert (CONNECTED, OF_KEY, ISSUED, WAITING) == (0, 1, 2, 3)
+    made = await replica.revocations.disconnect(DisconnectAsk.of_stage(STAGE), caller_id=None)
+    request = await replica.store.get(made.disconnect_id)
+    ranks = {"i": 2, "n": 1, "c": 0, "u": OF_USER, "f": FIRST}
+    await replica.calls.enqueue(
+        request,
+        [NewCall("disconnect", STAGE_TEXT, name, None, rank, NOW) for name, rank in ranks.items()],
+        NOW,
+    )
+    before = (
+        select(disconnect_calls.c.target_id)
+        .where(disconnect_calls.c.rank < 3)
+        .order_by(disconnect_calls.c.rank, disconnect_calls.c.next_attempt_at)
+    )
+    names = [row[0] for row in await replica.calls._all(before)]
+    assert names == ["f", "u", "c", "n", "i"]
+    assert [call.target_id for call in await replica.calls.due_calls(REGION, NOW, 10)] == names
 
 
 async def test_a_lease_has_one_holder_and_its_fence_grows(engine, replica, second_engine, other):

@@ -22,14 +22,16 @@ from tokensvc.ivs.budgets import (
 )
 
 
-async def _passes(budgets: CallBudgets, calls: int, operation: Operation) -> list[float | None]:
+async def _passes(
+    budgets: CallBudgets, calls: int, operation: Operation, *, urgent: bool = False
+) -> list[float | None]:
     """When each of `calls` made at once went through, in seconds from now; None where refused."""
     loop = asyncio.get_running_loop()
     start = loop.time()
 
     async def one() -> float | None:
         try:
-            await budgets.take(operation, REGION)
+            await budgets.take(operation, REGION, urgent=urgent)
         except IvsThrottledError:
             return None
         return loop.time() - start
@@ -148,31 +150,64 @@ def test_whoever_gives_up_leaves_the_line() -> None:
     without_waiting(scene())
 
 
+def test_what_is_urgent_goes_before_what_waits_and_a_full_line_does_not_refuse_it() -> None:
+    async def scene() -> tuple[list[float | None], list[float | None]]:
+        budgets = CallBudgets(max_wait_seconds=2.2)
+        flood = asyncio.create_task(_passes(budgets, 100, "GetStage"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return await _passes(budgets, 4, "GetStage", urgent=True), await flood
+
+    urgent, flood = without_waiting(scene())
+    assert urgent == pytest.approx([WINDOW_SECONDS] * 4, abs=0.001)
+    # Four of those that waited already had their turn with the next window: now it does not come in time.
+    passed = [t for t in flood if t is not None]
+    assert passed == pytest.approx([0] * 5 + [WINDOW_SECONDS] + [2 * WINDOW_SECONDS] * 5, abs=0.001)
+
+
+def test_however_much_is_urgent_one_turn_in_five_is_for_the_rest() -> None:
+    async def scene() -> list[bool]:
+        budgets = CallBudgets(max_wait_seconds=60)
+        order: list[bool] = []
+
+        async def ask(urgent: bool) -> None:
+            for _ in range(25):
+                await budgets.take("GetStage", REGION, urgent=urgent)
+                order.append(urgent)
+
+        await asyncio.gather(*(ask(True) for _ in range(8)), *(ask(False) for _ in range(3)))
+        return order
+
+    order = without_waiting(scene())
+    # As long as there are both: after the first ones, which find the line empty.
+    assert [sum(order[start : start + 5]) for start in range(5, 105, 5)] == [4] * 20
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     share=st.floats(0.05, 1.0),
-    pauses=st.lists(st.floats(0, 1.5), min_size=1, max_size=60),
+    pauses=st.lists(st.tuples(st.floats(0, 1.5), st.booleans()), min_size=1, max_size=60),
     operation=st.sampled_from(sorted(CALLS_PER_SECOND)),
 )
 def test_no_second_sees_more_than_the_share(
-    share: float, pauses: list[float], operation: Operation
+    share: float, pauses: list[tuple[float, bool]], operation: Operation
 ) -> None:
     async def scene() -> list[float]:
         loop = asyncio.get_running_loop()
         budgets = CallBudgets(share=share, max_wait_seconds=2.0)
         passed: list[float] = []
 
-        async def call() -> None:
+        async def call(urgent: bool) -> None:
             try:
-                await budgets.take(operation, REGION)
+                await budgets.take(operation, REGION, urgent=urgent)
             except IvsThrottledError:
                 return
             passed.append(loop.time())
 
         async with asyncio.TaskGroup() as group:
-            for pause in pauses:
+            for pause, urgent in pauses:
                 await asyncio.sleep(pause)
-                group.create_task(call())
+                group.create_task(call(urgent))
         return passed
 
     passed = without_waiting(scene())

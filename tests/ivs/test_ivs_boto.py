@@ -15,6 +15,7 @@ from botocore.stub import Stubber
 from tests.ivs.support import CREDENTIALS, REGION, ScriptedIvs, answer
 from tokensvc.errors import ConfigurationError, IvsError, IvsNotFoundError, IvsRejectedError
 from tokensvc.ivs.boto import MAX_LIST_PAGES, BotoIvsGateway
+from tokensvc.ivs.budgets import CallBudgets, Operation
 from tokensvc.ivs.clients import ClientSettings, RegionalClients, StaticCredentials
 from tokensvc.ivs.gateway import Participant, PublicKey, PublicKeySummary, Stage, StageSummary
 from tokensvc.tokens.arn import StageArn
@@ -468,28 +469,53 @@ async def test_an_empty_answer_is_enough_where_nothing_is_promised(
     ]
 
 
-async def test_a_region_that_does_not_answer_holds_up_no_kick_of_another(
+async def test_a_region_that_does_not_answer_holds_up_no_other_and_none_of_its_own_kicks(
     gateway: BotoIvsGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor do calls for stages, of which there are more than there are threads."""
-    goes_on, regions = threading.Event(), ("us-east-1", "us-west-2")
+    """Though more calls hang than there are threads, of each kind."""
+    goes_on, silent = threading.Event(), "us-east-1"
 
     def hang(operation: str, region: str, call: object, repeatable: bool) -> dict[str, object]:
-        if region in regions:
-            goes_on.wait(60)
-        return {}
+        if region == silent and operation != "DisconnectParticipant":
+            assert goes_on.wait(60)
+        return {"stages": [], **token_answer()}
 
     monkeypatch.setattr(gateway, "_in_thread", hang)
-    stage = STAGE.text.replace(REGION, regions[0])
-    waiting = [asyncio.create_task(gateway.get_stage(regions[0], stage)) for _ in range(40)]
-    waiting += [
-        asyncio.create_task(gateway.revoke_connection_token(regions[1], str(number)))
-        for number in range(40)
+    stage = StageArn(silent, STAGE.account, "s")
+    waiting = [
+        asyncio.create_task(call)
+        for _ in range(40)
+        for call in (
+            gateway.get_stage(silent, str(stage)),
+            gateway.create_participant_token(TokenRequest(stage)),
+        )
     ]
     await asyncio.sleep(0)
     async with asyncio.timeout(30):
+        assert await gateway.list_stages(REGION) == []
+        await gateway.create_participant_token(REQUEST)
         await gateway.revoke_connection_token(REGION, "t")
+        await gateway.disconnect_participant(silent, stage_arn=str(stage), participant_id="p")
     goes_on.set()
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_whom_a_kick_means_is_asked_before_stages_that_are_to_be_known(
+    ivs: ScriptedIvs,
+) -> None:
+    taken: list[tuple[str, bool]] = []
+
+    class Noting(CallBudgets):
+        async def take(self, operation: Operation, region: str, *, urgent: bool = False) -> None:
+            taken.append((operation, urgent))
+
+    ivs.will(answer(200, stage_answer()))
+    made = BotoIvsGateway(
+        ClientSettings(endpoint_url=ivs.url), credentials=CREDENTIALS, budgets=Noting()
+    )
+    await made.get_stage(REGION, str(STAGE))
+    assert await made.list_participants(REGION, stage_arn=str(STAGE)) == []
+    await made.aclose()
+    assert taken == [("GetStage", False), ("GetStage", True)]

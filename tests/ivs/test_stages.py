@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.ivs.support import REGION
+from tests.ivs.support import REGION, without_waiting
 from tokensvc.errors import (
     ConfigurationError,
     IvsAccessDeniedError,
@@ -17,6 +17,7 @@ from tokensvc.errors import (
     IvsUnavailableError,
     StageNotFoundError,
 )
+from tokensvc.ivs.budgets import CallBudgets
 from tokensvc.ivs.gateway import Stage
 from tokensvc.ivs.stages import HARD_LIMIT_SECONDS, StageEndpointCache
 from tokensvc.tokens.arn import StageArn
@@ -73,6 +74,7 @@ async def settled(cache: StageEndpointCache) -> None:
 
 
 A, B, C = arn("a"), arn("b"), arn("c")
+ELSEWHERE = StageArn("us-east-1", "123456789012", "a")
 
 
 async def test_fresh_endpoints_need_no_second_call() -> None:
@@ -262,18 +264,86 @@ async def test_lookups_under_way_are_bounded() -> None:
     await cache.get(C)
 
 
-async def test_a_refresh_waits_where_all_places_are_taken() -> None:
-    ivs = Ivs()
+async def test_lookups_under_way_are_bounded_in_each_region_alone() -> None:
+    ivs = Ivs(held=asyncio.Event())
     cache = ivs.cache(max_flights=1)
-    old = await cache.get(A)
+    asking = [asyncio.create_task(cache.get(stage)) for stage in (A, ELSEWHERE)]
+    await settled(cache)
+    with pytest.raises(IvsThrottledError):
+        await cache.get(B)
+    ivs.held.set()
+    assert await asyncio.gather(*asking) == [ivs.endpoints(str(s)) for s in (A, ELSEWHERE)]
+
+
+async def test_a_refresh_waits_while_somebody_waits_for_another_stage_of_the_region() -> None:
+    ivs = Ivs()
+    cache = ivs.cache()
+    for stage in (A, ELSEWHERE):
+        await cache.get(stage)
     ivs.now += TTL + 1
     ivs.held = asyncio.Event()
     asking = asyncio.create_task(cache.get(B))
     await settled(cache)
-    assert await cache.get(A) == old
+    for stage in (A, ELSEWHERE):
+        await cache.get(stage)
+    await settled(cache)
+    assert (ivs.calls[str(A)], ivs.calls[str(ELSEWHERE)]) == (1, 2)
     ivs.held.set()
     await asking
-    assert ivs.calls[str(A)] == 1
+    await cache.get(A)
+    await settled(cache)
+    assert ivs.calls[str(A)] == 2
+
+
+async def test_two_refreshes_of_a_region_are_under_way_at_most() -> None:
+    ivs = Ivs()
+    cache = ivs.cache(max_flights=1)
+    for stage in (A, B, C, ELSEWHERE):
+        await cache.get(stage)
+    ivs.now += TTL + 1
+    ivs.held = asyncio.Event()
+    for stage in (A, B, C, ELSEWHERE):
+        await cache.get(stage)
+    await settled(cache)
+    assert [ivs.calls[str(stage)] for stage in (A, B, C, ELSEWHERE)] == [2, 2, 1, 2]
+    # They take no place of those that somebody waits for.
+    asking = asyncio.create_task(cache.get(arn("new")))
+    await settled(cache)
+    ivs.held.set()
+    await asking
+    await cache.get(C)
+    await settled(cache)
+    assert ivs.calls[str(C)] == 2
+
+
+def test_stages_that_an_outage_left_stale_hold_up_no_new_one() -> None:
+    @dataclass
+    class Paced(Ivs):
+        budgets: CallBudgets = field(default_factory=CallBudgets)
+
+        async def get_stage(self, region: str, stage: str) -> Stage:
+            await self.budgets.take("GetStage", region)
+            return await super().get_stage(region, stage)
+
+    async def scene() -> int:
+        ivs = Paced()
+        cache = ivs.cache()
+        known = [arn(f"known-{number}") for number in range(400)]
+        for stage in known:
+            await cache.get(stage)
+        ivs.now += 2 * TTL
+        asking: list[asyncio.Task[StageEndpoints]] = []
+        for number in range(100):
+            for stage in known:
+                await cache.get(stage)
+            if number % 3 == 0:
+                asking.append(asyncio.create_task(cache.get(arn(f"new-{number}"))))
+            await asyncio.sleep(0.1)
+        await asyncio.gather(*asking)
+        return sum(ivs.calls[str(stage)] - 1 for stage in known)
+
+    # Ten seconds of 5 calls: 34 are for new stages, none of which was refused, and the rest is not idle.
+    assert without_waiting(scene()) >= 10
 
 
 async def test_entries_made_together_do_not_end_together() -> None:

@@ -224,7 +224,7 @@ class PatientBudgets(CallBudgets):
         super().__init__()
         self.clock = clock
 
-    async def take(self, operation: str, region: str) -> None:
+    async def take(self, operation: str, region: str, *, urgent: bool = False) -> None:
         self.clock.now += 0.34
 
 

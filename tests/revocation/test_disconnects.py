@@ -352,6 +352,21 @@ async def test_while_ivs_lists_nobody_what_was_issued_is_called_and_listing_is_r
     assert (await replica.revocations.progress(accepted.disconnect_id)).done
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [ASK_ALICE, DisconnectAsk.of_stage(STAGE), DisconnectAsk.of_participant(STAGE, "p1")],
+    ids=["user", "stage", "participant"],
+)
+async def test_whom_ivs_lists_is_called_however_long_ago_the_token_expired(replica, ivs, ask):
+    await replica.issue("p1", ttl=60)
+    ivs.join(STAGE, "p1", "alice")
+    replica.time.now += 60 + 86_400
+    accepted = await kick(replica, ask)
+    ivs.faults.append("down")
+    await replica.work(rounds=5)
+    assert await states(replica, accepted) == {"p1": "disconnected"}
+
+
 async def test_who_comes_back_after_a_kick_without_a_ban_is_left_alone(replica, ivs):
     await kick(replica, ASK_ALICE)
     replica.time.now += 5  # no worker was there at once
@@ -598,6 +613,47 @@ async def test_a_call_that_cannot_be_noted_as_expired_holds_up_no_other(replica,
         await replica.worker.call()
     assert ivs.revoked == {"long"}
     assert "disconnect_call_not_noted" in {entry["event"] for entry in logs}
+
+
+async def empty_a_full_stage(replica, ivs, connected: int = 200) -> None:
+    for number in range(connected):
+        ivs.join(STAGE, f"p{number}", f"user{number}")
+    await kick(replica, DisconnectAsk.of_stage(STAGE))
+    await replica.work(rounds=2)
+    ivs.calls.clear()
+
+
+@pytest.mark.parametrize("kind", ["participant", "user", "connection_token"])
+async def test_one_who_is_asked_for_does_not_wait_behind_a_stage_that_is_being_emptied(
+    replica, ivs, kind
+):
+    ivs.join(OTHER_STAGE, "connected", "mallory")
+    await replica.issue("another", "mallory", OTHER_STAGE)
+    await replica.issue_connection_token("c1")
+    await empty_a_full_stage(replica, ivs)
+    if kind == "participant":
+        accepted = await kick(replica, DisconnectAsk.of_participant(OTHER_STAGE, "connected"))
+        become = {"connected": "disconnected"}
+    elif kind == "user":
+        accepted = await kick(replica, DisconnectAsk.of_user(OTHER_STAGE, "mallory"))
+        become = {"connected": "disconnected", "another": "not_connected"}
+    else:
+        accepted = await replica.revocations.revoke_connection_token("c1", caller_id=None)
+        become = {"c1": "disconnected"}
+    assert accepted.expected_completion == pytest.approx(replica.time.now + 0.205)
+    await replica.work()
+    assert [target for _, _, target in ivs.calls][: len(become)] == list(become)
+    assert await states(replica, accepted) == become
+
+
+async def test_a_stage_is_emptied_while_many_are_asked_for_one_by_one(replica, ivs):
+    await empty_a_full_stage(replica, ivs, connected=40)
+    for number in range(200):
+        await kick(replica, DisconnectAsk.of_participant(OTHER_STAGE, f"never{number}"))
+    emptied = len(ivs.revoked)
+    await replica.work(rounds=10)
+    assert len(ivs.revoked) - emptied == 20
+    assert len(ivs.calls) == 100
 
 
 async def test_those_that_wait_do_not_starve_behind_a_full_stage(replica, ivs):

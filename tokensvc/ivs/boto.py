@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from tokensvc.errors import IvsError, IvsRejectedError
 from tokensvc.ivs import answers
@@ -48,8 +48,12 @@ MAX_LIST_PAGES: Final = 300
 """Pages of one list: 30,000 stages or participants, where IVS's default quotas are 1,000 stages a
 Region and 10,000 subscribers a stage."""
 
-_TOKENS: Final = "CreateParticipantToken"
-_KICKS: Final = frozenset({"DisconnectParticipant", "RevokeConnectionToken"})
+_Purpose: TypeAlias = Literal["tokens", "kicks", "rest"]
+_PURPOSES: Final[Mapping[Operation, _Purpose]] = {
+    "CreateParticipantToken": "tokens",
+    "DisconnectParticipant": "kicks",
+    "RevokeConnectionToken": "kicks",
+}
 
 
 class BotoIvsGateway:
@@ -73,18 +77,18 @@ class BotoIvsGateway:
         self._budgets = budgets or CallBudgets()
         self._regions = frozenset(regions)
         self._clients = RegionalClients(settings, credentials, drift)
-        # Tokens have threads of their own: when IVS is slow and many requests fall back to it, a kick
-        # or a key's deletion must not wait behind them.
-        self._new_threads = partial(
-            CallThreads,
-            max_threads=settings.max_threads,
-            max_waiting=settings.max_waiting,
-            deadline_seconds=settings.deadline(),
-        )
-        self._threads, self._token_threads = self._new_threads(), self._new_threads()
-        # And those of each Region, whose turn has come when they get here, behind none at all: a Region
-        # that does not answer holds its threads for seconds.
-        self._kick_threads: dict[str, CallThreads] = {}
+        # A Region that does not answer holds its threads for seconds, so each has its own. And tokens
+        # and kicks have theirs: when IVS is slow and many requests fall back to it, a kick or a key's
+        # deletion must not wait behind them, nor a kick, whose turn has come, behind stages.
+        self._threads = {
+            (region, purpose): CallThreads(
+                max_threads=settings.max_threads,
+                max_waiting=settings.max_waiting,
+                deadline_seconds=settings.deadline(),
+            )
+            for region in self._regions
+            for purpose in get_args(_Purpose)
+        }
 
     async def import_public_key(
         self, region: str, *, public_key_pem: str, name: str, tags: Mapping[str, str]
@@ -131,11 +135,7 @@ class BotoIvsGateway:
 
     async def get_stage(self, region: str, arn: str) -> Stage:
         """See `IvsGateway`."""
-        stage = await self._ask(
-            "GetStage", region, lambda client: client.get_stage(arn=arn), answers.stage
-        )
-        _must_be_about(arn, stage.arn, "GetStage", region)
-        return stage
+        return await self._get_stage(region, arn)
 
     async def list_stages(self, region: str) -> list[StageSummary]:
         """See `IvsGateway`."""
@@ -165,7 +165,7 @@ class BotoIvsGateway:
         if request.attributes:
             wanted["attributes"] = dict(request.attributes)
         return await self._ask(
-            _TOKENS,
+            "CreateParticipantToken",
             request.stage.region,
             lambda client: client.create_participant_token(**wanted),
             partial(answers.participant_token, request=request),
@@ -175,7 +175,8 @@ class BotoIvsGateway:
         self, region: str, *, stage_arn: str, user_id: str | None = None
     ) -> list[Participant]:
         """See `IvsGateway`."""
-        session = (await self.get_stage(region, stage_arn)).active_session_id
+        # Somebody is to be kicked: that goes before stages that are only to be known.
+        session = (await self._get_stage(region, stage_arn, urgent=True)).active_session_id
         if session is None:
             return []
         # ListParticipants takes one filter, so the other one is ours.
@@ -225,10 +226,19 @@ class BotoIvsGateway:
 
         Calls that still wait for a thread end with IvsUnavailableError. May be called twice.
         """
-        of_kicks = self._kick_threads.values()
-        pools = (self._threads, self._token_threads, *of_kicks)
-        await asyncio.gather(*(pool.aclose() for pool in pools))
+        await asyncio.gather(*(threads.aclose() for threads in self._threads.values()))
         self._clients.close()
+
+    async def _get_stage(self, region: str, arn: str, *, urgent: bool = False) -> Stage:
+        stage = await self._ask(
+            "GetStage",
+            region,
+            lambda client: client.get_stage(arn=arn),
+            answers.stage,
+            urgent=urgent,
+        )
+        _must_be_about(arn, stage.arn, "GetStage", region)
+        return stage
 
     async def _all_pages(
         self,
@@ -263,8 +273,9 @@ class BotoIvsGateway:
         read: Callable[[Answer], _Value],
         *,
         repeatable: bool = True,
+        urgent: bool = False,
     ) -> _Value:
-        answer = await self._call(operation, region, call, repeatable=repeatable)
+        answer = await self._call(operation, region, call, repeatable=repeatable, urgent=urgent)
         try:
             return read(answer)
         except IvsError as error:
@@ -277,7 +288,8 @@ class BotoIvsGateway:
         region: str,
         call: Callable[[IvsrealtimeClient], Answer],
         *,
-        repeatable: bool = True,
+        repeatable: bool,
+        urgent: bool,
     ) -> Answer:
         if region not in self._regions:
             raise IvsRejectedError(
@@ -285,25 +297,15 @@ class BotoIvsGateway:
                 operation=operation,
                 region=region,
             )
-        threads = self._threads_of(operation, region)
+        threads = self._threads[region, _PURPOSES.get(operation, "rest")]
         work = partial(self._in_thread, operation, region, call, repeatable)
         if not self._clients.has(region, repeatable=repeatable):
             # Making a client takes long. A call that passed the budget before it would leave late,
             # and so close to the next one.
             make = partial(self._in_thread, operation, region, _nothing, repeatable)
             await threads.run(make, operation=operation, region=region)
-        await self._budgets.take(operation, region)
+        await self._budgets.take(operation, region, urgent=urgent)
         return await threads.run(work, operation=operation, region=region)
-
-    def _threads_of(self, operation: Operation, region: str) -> CallThreads:
-        if operation == _TOKENS:
-            return self._token_threads
-        if operation not in _KICKS:
-            return self._threads
-        threads = self._kick_threads.get(region)
-        if threads is None:
-            threads = self._kick_threads[region] = self._new_threads()
-        return threads
 
     def _in_thread(
         self,

@@ -14,6 +14,9 @@ machine. Of the others, few calls are made. What is not ours at all in the accou
 What is promised is a number of calls in any second, wherever it begins, since how much IVS lets
 through in a burst is not documented. A leaky bucket that holds a second's calls would let twice as
 many through in its first second.
+
+Urgent calls go to the head of their line, so that a flood of others costs them no turn. Of the turns a
+share is left for the others, whatever is urgent.
 """
 
 from __future__ import annotations
@@ -89,6 +92,9 @@ DEFAULT_MAX_WAIT_SECONDS: Final = 2.0
 WINDOW_SECONDS: Final = 1.05
 """What a second's calls are counted over here: calls that leave apart may arrive closer together."""
 
+_URGENT_IN_A_ROW: Final = 4
+"""Urgent calls that pass while another one waits; then that one does."""
+
 
 class CallBudgets:
     """A sliding window for each operation in each Region; belongs to one event loop.
@@ -137,8 +143,8 @@ class CallBudgets:
             return max(quota / self._tenders, min(quota, _LEAST_TENDED))
         return quota
 
-    async def take(self, operation: Operation, region: str) -> None:
-        """Return when the call may be made.
+    async def take(self, operation: Operation, region: str, *, urgent: bool = False) -> None:
+        """Return when the call may be made; `urgent` ones go first.
 
         Raises IvsThrottledError, with `retry_after`, when the turn does not come within the longest
         wait; at once, when those already waiting fill it.
@@ -147,7 +153,7 @@ class CallBudgets:
         if line is None:
             line = _Line(self._quota(operation), self._max_wait)
             self._lines[operation, region] = line
-        if not await line.pass_through():
+        if not await line.pass_through(urgent=urgent):
             raise IvsThrottledError(
                 "The budget of calls to Amazon IVS is spent.",
                 retry_after=line.clears_in(),
@@ -160,11 +166,17 @@ class CallBudgets:
 
 class _Line:
     def __init__(self, quota: float, max_wait: float) -> None:
-        self.waiting = 0
         self._max_wait = max_wait
         self._passed: deque[float] = deque()
         self.set_quota(quota)
-        self._head = asyncio.Lock()
+        # Whether it is urgent, for each kind of call: how many wait, and which is the first of them.
+        self._waiting = {True: 0, False: 0}
+        self._heads = {True: asyncio.Lock(), False: asyncio.Lock()}
+        self._overtaken = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(self._waiting.values())
 
     def set_quota(self, quota: float) -> None:
         calls = max(1, math.floor(quota))
@@ -172,25 +184,36 @@ class _Line:
         self.rate = calls / self._window
         self._passed = deque(self._passed, maxlen=calls)
 
-    async def pass_through(self) -> bool:
+    async def pass_through(self, *, urgent: bool) -> bool:
         if self.waiting == 0 and self._seconds_left() <= 0:
-            self._pass()
+            self._pass(urgent)
             return True
-        if self._seconds_left(self.waiting) > self._max_wait:
+        ahead = self._waiting[True] if urgent else self.waiting
+        if self._seconds_left(ahead) > self._max_wait:
             return False
-        self.waiting += 1
+        self._waiting[urgent] += 1
         try:
-            async with asyncio.timeout(self._max_wait), self._head:
-                await asyncio.sleep(self._seconds_left())
-                self._pass()
+            async with asyncio.timeout(self._max_wait), self._heads[urgent]:
+                # Again where calls of the other kind have come or gone meanwhile.
+                while (left := self._seconds_left(self._before_the_first(urgent))) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(left)
+                self._pass(urgent)
         except TimeoutError:
             return False
         finally:
-            self.waiting -= 1
+            self._waiting[urgent] -= 1
         return True
 
     def clears_in(self) -> float:
         return max(1.0, (self.waiting + 1) / self.rate)
+
+    def _before_the_first(self, urgent: bool) -> int:
+        """Return how many calls of the other kind go before the first of this one."""
+        others = self._waiting[not urgent]
+        left = _URGENT_IN_A_ROW - self._overtaken
+        if urgent:
+            return 0 if left > 0 else min(others, 1)
+        return min(others, left)
 
     def _seconds_left(self, ahead: int = 0) -> float:
         """Return how long a call with so many ahead of it has to wait; 0 or less: not at all."""
@@ -201,5 +224,7 @@ class _Line:
         turn = self._passed[place] + self._window * (rounds + 1)
         return turn - asyncio.get_running_loop().time()
 
-    def _pass(self) -> None:
+    def _pass(self, urgent: bool) -> None:
+        overtakes = urgent and self._waiting[False] > 0
+        self._overtaken = self._overtaken + 1 if overtakes else 0
         self._passed.append(asyncio.get_running_loop().time())

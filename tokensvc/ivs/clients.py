@@ -61,10 +61,11 @@ class ClientSettings:
     """What a call may take in all, attempts and pauses included; without it, see `deadline`."""
 
     max_threads: int = 16
-    """Calls under way at once: so many of CreateParticipantToken, and so many of all others."""
+    """Calls under way at once in a Region: so many of CreateParticipantToken, so many kicks, and so
+    many of all others. Each has a thread, which is started when it is first needed."""
 
     max_waiting: int = 64
-    """Calls that may wait for a thread, of either kind; one more is refused."""
+    """Calls that may wait for a thread, of each kind in each Region; one more is refused."""
 
     user_agent_suffix: str = "tokensvc"
 

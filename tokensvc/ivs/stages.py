@@ -12,6 +12,10 @@ A stage that IVS does not know is remembered too, for seconds, apart from the ot
 ARNs push nothing out. There is at most one call under way for a stage; it belongs to nobody, so it
 goes on when the request that caused it is cancelled.
 
+Calls that somebody waits for come first: a stale entry is renewed only while there is none of them in its
+Region, so that thousands which an outage left stale hold up no new stage. Each Region has its own bounds,
+so one that does not answer holds up no other.
+
 Tags come with the same answer and are kept beside the endpoints, for rules that go by them. They say
 who may do what, so stale ones are not answered while IVS can be asked.
 
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -55,6 +59,9 @@ HARD_LIMIT_SECONDS: Final = 14 * 24 * 3600
 _SPREAD: Final = 0.1
 _RETRY_SECONDS: Final = 10.0
 """After a refresh that failed, the next one comes this much later, and up to twice as much."""
+
+_RENEWALS_AT_ONCE: Final = 2
+"""In a Region: enough for IVS's 5 calls a second, and no more than a look-up that comes can wait behind."""
 
 _FIND_SECONDS: Final = 1.0
 """How long another replica's answer is looked for before IVS is asked."""
@@ -94,8 +101,8 @@ class StageEndpointCache:
         """Make an empty cache; `restore` fills it from `store`.
 
         `max_entries` bounds the stages that are known, the least recently used one leaves first, and
-        also those known not to exist. `max_flights` bounds the calls under way. `clock` gives Unix
-        seconds, `jitter` numbers from 0 up to 1.
+        also those known not to exist. `max_flights` bounds the calls of a Region under way that somebody
+        waits for. `clock` gives Unix seconds, `jitter` numbers from 0 up to 1.
 
         Raises ConfigurationError for a time to live above 14 days and for bounds below 1.
         """
@@ -122,6 +129,9 @@ class StageEndpointCache:
         self._entries: OrderedDict[StageArn, _Entry] = OrderedDict()
         self._unknown_since: OrderedDict[StageArn, float] = OrderedDict()
         self._flights: dict[StageArn, asyncio.Task[KnownStage]] = {}
+        # How many of them there are in each Region, by what they are for.
+        self._lookups: Counter[str] = Counter()
+        self._renewals: Counter[str] = Counter()
         self._store = store
         self._saver = None if store is None else EndpointSaver(store, max_entries)
         self._closed = False
@@ -234,15 +244,15 @@ class StageEndpointCache:
         if flight is None:
             if self._closed:
                 raise _closing()
-            if len(self._flights) >= self._max_flights:
+            if self._lookups[stage.region] >= self._max_flights:
                 raise IvsThrottledError(
                     "Too many stages are being looked up in Amazon IVS.",
                     retry_after=1.0,
                     operation="GetStage",
                     region=stage.region,
-                    flights=len(self._flights),
+                    flights=self._lookups[stage.region],
                 )
-            flight = self._start_flight(stage)
+            flight = self._start_flight(stage, self._lookups)
         try:
             return await asyncio.shield(flight)
         except asyncio.CancelledError:
@@ -255,18 +265,20 @@ class StageEndpointCache:
     def _refresh(self, stage: StageArn, entry: _Entry, now: float) -> None:
         # A clock that was set back must not keep an entry beyond its time: then it is due as well.
         due = not entry.fetched_at <= now < entry.refresh_at
-        room = len(self._flights) < self._max_flights
+        room = not self._lookups[stage.region] and self._renewals[stage.region] < _RENEWALS_AT_ONCE
         if due and room and stage not in self._flights and not self._closed:
-            self._start_flight(stage)
+            self._start_flight(stage, self._renewals)
 
-    def _start_flight(self, stage: StageArn) -> asyncio.Task[KnownStage]:
+    def _start_flight(self, stage: StageArn, kind: Counter[str]) -> asyncio.Task[KnownStage]:
         flight = asyncio.create_task(self._fly(stage), name=f"get_stage {stage.id}")
         self._flights[stage] = flight
-        flight.add_done_callback(lambda done: self._land(stage, done))
+        kind[stage.region] += 1
+        flight.add_done_callback(lambda done: self._land(stage, kind, done))
         return flight
 
-    def _land(self, stage: StageArn, flight: asyncio.Task[KnownStage]) -> None:
+    def _land(self, stage: StageArn, kind: Counter[str], flight: asyncio.Task[KnownStage]) -> None:
         del self._flights[stage]
+        kind[stage.region] -= 1
         # Asking for the error marks it as seen: a background refresh has nobody who waits for it.
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, TokenServiceError):

@@ -1,8 +1,9 @@
 """The threads in which boto3 may block.
 
-They are few, the line before them is short, and waiting for one of them ends at a deadline. A thread
-that is past the deadline cannot be stopped; it ends by botocore's own timeouts and keeps its place
-until then, so that a silent IVS cannot make the line grow behind the scenes.
+They are few and started when they are first needed, the line before them is short, and waiting for
+one of them ends at a deadline. A thread that is past the deadline cannot be stopped; it ends by
+botocore's own timeouts and keeps its place until then, so that a silent IVS cannot make the line grow
+behind the scenes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class CallThreads:
 
     async def aclose(self) -> None:
         """Refuse further work, drop what waits for a thread, wait for what is in one."""
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        # Dropped at once: of many pools, not all may have a thread in which to wait at the same time.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._pool.shutdown)
 
     def _submit(self, work: Callable[[], _Result], context: Mapping[str, Any]) -> Future[_Result]:
         if not self._places.acquire(blocking=False):

@@ -14,7 +14,15 @@ from sqlalchemy import Connection, Row, Select, func, literal_column, select, up
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.ledger import mark_disconnected
-from tokensvc.revocation.calls import ISSUED, NAMED, WAITING, DueCall, NewCall, QueueState
+from tokensvc.revocation.calls import (
+    CONNECTED,
+    FIRST,
+    ISSUED,
+    WAITING,
+    DueCall,
+    NewCall,
+    QueueState,
+)
 from tokensvc.revocation.damage import is_number, repaired
 from tokensvc.revocation.disconnects import CallState, Disconnect
 from tokensvc.revocation.folding import fold_in
@@ -25,10 +33,11 @@ from tokensvc.store.tables import disconnect_members as members
 from tokensvc.store.tables import disconnects
 from tokensvc.store.transactions import Transactions
 
-__all__ = ["CallQueue", "count_due"]
+__all__ = ["CallQueue", "count_ahead"]
 
-WAITING_SHARE: Final = 0.2
-"""Of the calls, while others are due: or those that wait would starve behind a full stage."""
+LEAST_SHARE: Final = 0.2
+"""Of the calls, while others are due: or a stage that is being emptied would starve behind those who are
+asked for one by one, and those that wait behind a full stage."""
 
 _DUE_COLUMNS: Final = tuple(calls.c[name] for name in DueCall.__dataclass_fields__)
 
@@ -48,8 +57,11 @@ class CallQueue:
         )
 
     async def due_calls(self, region: str, now: float, limit: int) -> list[DueCall]:
-        """Return calls to make now, best first; a share of them from among those that wait."""
-        waiting = max(1, round(limit * WAITING_SHARE))
+        """Return up to `limit` (3 or more) calls to make now, best first.
+
+        There is a share of them for those asked for one by one, for stages, and for those that wait.
+        """
+        share = max(1, round(limit * LEAST_SHARE))
         due = (
             select(*_DUE_COLUMNS)
             .where(
@@ -59,10 +71,18 @@ class CallQueue:
             )
             .order_by(calls.c.rank, calls.c.next_attempt_at)
         )
-        first = await self._all(due.where(calls.c.rank < WAITING).limit(limit))
-        room = limit - len(first) if len(first) < limit - waiting else waiting
-        last = await self._all(due.where(calls.c.rank == WAITING).limit(room))
-        found = first[: limit - len(last)] + last
+        kinds = [
+            await self._all(due.where(of_kind).limit(limit))
+            for of_kind in (
+                calls.c.rank < CONNECTED,
+                calls.c.rank.between(CONNECTED, ISSUED),
+                calls.c.rank == WAITING,
+            )
+        ]
+        found: list[Row[Any]] = []
+        for number, rows in enumerate(kinds):
+            kept = sum(min(len(later), share) for later in kinds[number + 1 :])
+            found += rows[: limit - len(found) - kept]
         return [_due_call(row) for row in found]
 
     async def bring_forward(self, region: str, *, after: float, to: float) -> int:
@@ -74,7 +94,7 @@ class CallQueue:
             .values(next_attempt_at=to)
         )
         # No number of ours, so it is in no order that calls are made in.
-        unranked = update(calls).where(*of_region, calls.c.rank > WAITING).values(rank=NAMED)
+        unranked = update(calls).where(*of_region, calls.c.rank > WAITING).values(rank=FIRST)
         return await self._transactions.run(
             "bring calls forward",
             lambda connection: sum(
@@ -153,9 +173,9 @@ class CallQueue:
         )
         return bool(await self._all(query))
 
-    async def length(self, region: str) -> int:
-        """Count the calls of a Region that are to be made, apart from those that wait."""
-        return int((await self._all(count_due(region)))[0][0])
+    async def ahead(self, request: Disconnect) -> int:
+        """Count the calls that come before those of a request, and its own, but for those that wait."""
+        return int((await self._all(count_ahead(request)))[0][0])
 
     async def state(self, region: str) -> QueueState:
         """Return how much is to be done in a Region, and since when."""
@@ -187,12 +207,13 @@ class CallQueue:
                 return list((await connection.execute(query, values)).all())
 
 
-def count_due(region: str) -> Select[Any]:
-    """Return the query that counts the calls of a Region that are to be made, those that wait apart."""
+def count_ahead(request: Disconnect) -> Select[Any]:
+    """Return the query of `CallQueue.ahead`."""
+    below = WAITING if request.kind in {"stage", "key"} else CONNECTED
     return (
         select(func.count())
         .select_from(calls)
-        .where(calls.c.region == region, calls.c.state == "pending", calls.c.rank < WAITING)
+        .where(calls.c.region == request.region, calls.c.state == "pending", calls.c.rank < below)
     )
 
 

@@ -1,6 +1,7 @@
 """The calls to IVS that disconnects come to, and the order they are made in; values without I/O.
 
-Whoever is connected is called first, who was asked for by name next, then the rest of a stage.
+One participant or user who was asked for is called before a stage that is being emptied, and of both
+those who are connected first. The ranks are stored: a version that knows none below 0 takes those first.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import Final, Literal, TypeAlias
 
 __all__ = [
     "CONNECTED",
+    "FIRST",
     "ISSUED",
-    "NAMED",
+    "OF_KEY",
+    "OF_USER",
     "WAITING",
     "DueCall",
     "NewCall",
@@ -21,10 +24,14 @@ __all__ = [
 
 Operation: TypeAlias = Literal["disconnect", "revoke"]
 
+FIRST: Final = -2
+"""Asked for by its id; or connected, and asked for by its user's."""
+OF_USER: Final = -1
+"""Another token of a user who was asked for."""
 CONNECTED: Final = 0
-"""IVS lists the participant as connected."""
-NAMED: Final = 1
-"""Asked for by its id or its user's."""
+"""Connected to a stage that is asked for as a whole."""
+OF_KEY: Final = 1
+"""Of a key: nobody lists who is connected, so each of its calls is made."""
 ISSUED: Final = 2
 """One of many: a token of a stage, with which nobody is connected, as far as is known."""
 WAITING: Final = 3
@@ -35,7 +42,8 @@ WAITING: Final = 3
 class NewCall:
     """A call to be made for a request, unless it is pending already.
 
-    `exp` is when the token expires, Unix seconds, at the latest.
+    `exp` is when the token expires, Unix seconds, at the latest, and not before the request where at least
+    one call is to be made. `connected`: IVS lists the participant.
     """
 
     operation: Operation
@@ -44,6 +52,7 @@ class NewCall:
     user_id: str | None
     rank: int
     exp: float
+    connected: bool = False
 
     @property
     def identity(self) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, case, delete, select, update
 
 from tokensvc.errors import StoreUnavailableError
-from tokensvc.revocation.calls import CONNECTED, NewCall
+from tokensvc.revocation.calls import NewCall
 from tokensvc.revocation.disconnects import Disconnect
 from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import disconnect_calls as calls
@@ -150,7 +150,7 @@ def _is_handled(call: NewCall, ended: _Ended | None) -> bool:
     """
     if ended is None:
         return False
-    return call.rank != CONNECTED or ended.state in {"disconnected", "failed"}
+    return not call.connected or ended.state in {"disconnected", "failed"}
 
 
 def delete_calls_of_none(connection: Connection, call_ids: Sequence[int]) -> None:

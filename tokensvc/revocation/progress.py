@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, cast
 from sqlalchemy import Row, Select, func, select
 
 from tokensvc.errors import FieldError, InvalidRequestError
-from tokensvc.revocation.call_queue import count_due
+from tokensvc.revocation.call_queue import count_ahead
 from tokensvc.revocation.calls import WAITING, Operation
 from tokensvc.revocation.damage import is_number
 from tokensvc.revocation.disconnects import (
@@ -70,12 +70,12 @@ async def read_progress(
 async def _expected(
     read: Read, request: Disconnect, groups: Sequence[tuple[Any, ...]], now: float
 ) -> float:
-    """Return when a request is expected to be done: its Region's queue at its pace.
+    """Return when a request is expected to be done: its Region's queue up to it, at its pace.
 
     Those that wait for a participant to appear are done when their tokens expire.
     """
-    due = int((await read(count_due(request.region)))[0][0])
-    moments = [now + SPACING_SECONDS * due]
+    ahead = int((await read(count_ahead(request)))[0][0])
+    moments = [now + SPACING_SECONDS * ahead]
     if request.next_sweep_at is not None:
         moments.append(request.next_sweep_at)
     moments += [

@@ -25,7 +25,7 @@ from tokensvc.ledger import Claim, IdempotencyRef, IssuedRecord, Ledger
 from tokensvc.revocation.ban_store import BanStore
 from tokensvc.revocation.bans import Ban, BanKind, BanList
 from tokensvc.revocation.call_queue import CallQueue
-from tokensvc.revocation.calls import NAMED, NewCall
+from tokensvc.revocation.calls import FIRST, NewCall
 from tokensvc.revocation.disconnect_store import DisconnectStore
 from tokensvc.revocation.disconnects import Disconnect, DisconnectAsk, DisconnectProgress
 from tokensvc.revocation.schedule import SPACING_SECONDS
@@ -310,15 +310,16 @@ class Revocations:
         if ask.kind == "participant" and issued is not None:
             _require_participant_of(ask.stage_arn, issued)
         expiries = await self._ledger.last_expiries([ask.target_id])
-        exp = expiries.get(ask.target_id, now + MAX_PARTICIPANT_TTL_SECONDS)
+        # Who is asked for by its id is called, however long ago the token expired.
+        exp = max(now, expiries.get(ask.target_id, now + MAX_PARTICIPANT_TTL_SECONDS))
         if ask.kind == "connection_token":
-            return NewCall("revoke", "", ask.target_id, None, NAMED, exp)
+            return NewCall("revoke", "", ask.target_id, None, FIRST, exp)
         return NewCall(
             "disconnect",
             ask.stage_arn or "",
             ask.target_id,
             None if issued is None else issued.user_id,
-            NAMED,
+            FIRST,
             exp,
         )
 
@@ -333,7 +334,7 @@ class Revocations:
         return now + SPACING_SECONDS * max(1, ahead)
 
     async def _calls_ahead(self, request: Disconnect, now: float) -> int:
-        ahead = await self._calls.length(request.region)
+        ahead = await self._calls.ahead(request)
         if request.next_sweep_at is not None:
             ahead += await self._ledger.count_living(
                 now,

@@ -17,7 +17,7 @@ from tokensvc.errors import IvsError, IvsNotFoundError, TokenServiceError
 from tokensvc.ivs.gateway import Participant
 from tokensvc.ledger import MAX_RECORD_SECONDS, IssuedRecord, Ledger
 from tokensvc.revocation.call_queue import CallQueue
-from tokensvc.revocation.calls import CONNECTED, ISSUED, NAMED, NewCall
+from tokensvc.revocation.calls import CONNECTED, FIRST, ISSUED, OF_KEY, OF_USER, NewCall
 from tokensvc.revocation.disconnect_store import DisconnectStore
 from tokensvc.revocation.disconnects import Disconnect
 from tokensvc.revocation.schedule import SESSION_SECONDS, retry_delay
@@ -134,8 +134,10 @@ class Sweeper:
                     stage_arn,
                     one.participant_id,
                     one.user_id,
-                    CONNECTED,
-                    expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS),
+                    CONNECTED if request.kind == "stage" else FIRST,
+                    # Who is there is called, however long ago the token expired.
+                    max(now, expiries.get(one.participant_id, now + MAX_PARTICIPANT_TTL_SECONDS)),
+                    connected=True,
                 )
                 for one in some
             ]
@@ -205,9 +207,8 @@ def _is_meant(token: IssuedRecord, request: Disconnect, *, stands: bool) -> bool
 
 def _call_for(token: IssuedRecord, request: Disconnect) -> NewCall:
     if token.kind == "connection":
-        return NewCall("revoke", "", token.token_id, None, NAMED, token.exp)
-    # Nobody lists the connected participants of all stages of a key, so each of its calls is made.
-    rank = ISSUED if request.kind == "stage" else NAMED
+        return NewCall("revoke", "", token.token_id, None, OF_KEY, token.exp)
+    rank = {"stage": ISSUED, "key": OF_KEY}.get(request.kind, OF_USER)
     return NewCall(
         "disconnect", token.stage_arn or "", token.token_id, token.user_id, rank, token.exp
     )
