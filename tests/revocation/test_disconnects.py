@@ -638,7 +638,7 @@ async def test_one_who_is_asked_for_does_not_wait_behind_a_stage_that_is_being_e
         accepted = await kick(replica, DisconnectAsk.of_user(OTHER_STAGE, "mallory"))
         become = {"connected": "disconnected", "another": "not_connected"}
     else:
-        accepted = await replica.revocations.revoke_connection_token("c1", caller_id=None)
+        accepted = await replica.revoke_connection_token("c1")
         become = {"c1": "disconnected"}
     assert accepted.expected_completion == pytest.approx(replica.time.now + 0.205)
     await replica.work()
