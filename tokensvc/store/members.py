@@ -2,12 +2,14 @@
 
 Each process has a row among the leases, whose fence it raises with every beat. A row counts while its
 fence was seen to move within `ALIVE_SECONDS` of the reader's own monotonic clock, so no two clocks are
-compared; one that the reader has only just met counts, too. A process that was killed is thus counted
-for some seconds too long, never too short.
+compared; one that the reader has only just met counts, too. While the store does not answer, nobody's
+moves: after a silence of its own the reader counts all as just met. A process that was killed is thus
+counted for some seconds too long, never too short.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -37,6 +39,7 @@ class Members:
         self._name = f"{_PREFIX}{name}"
         self._monotonic = monotonic
         self._seen: dict[str, tuple[int, float]] = {}
+        self._beat_at = -math.inf
 
     async def beat(self) -> int:
         """Say that this process lives, and return how many do, this one included.
@@ -44,6 +47,8 @@ class Members:
         Raises StoreUnavailableError.
         """
         now = self._monotonic()
+        if now - self._beat_at > 2 * BEAT_SECONDS:
+            self._seen = {}
         gone = [name for name, (_, at) in self._seen.items() if now - at > FORGOTTEN_SECONDS]
 
         def work(connection: Connection) -> dict[str, int]:
@@ -61,6 +66,7 @@ class Members:
 
         found = await self._transactions.run("count processes", work)
         self._seen = {name: self._moved(name, fence, now) for name, fence in found.items()}
+        self._beat_at = now
         return sum(now - at <= ALIVE_SECONDS for _, at in self._seen.values())
 
     async def leave(self) -> None:
