@@ -25,6 +25,7 @@ from tokensvc.ledger import (
     Ledger,
     LedgerJanitor,
     LedgerWriter,
+    idempotency,
     idempotency_ref,
     mark_disconnected,
 )
@@ -436,6 +437,31 @@ async def test_keys_of_other_callers_and_routes_do_not_meet(writer):
 async def test_an_expired_claim_gives_way(writer):
     await writer.record([row()], claim('"p1"', expires_at=NOW))
     assert await writer.record([row()], claim('"p2"')) is None
+
+
+@pytest.mark.parametrize("times", [1, 2, 9])
+async def test_a_claim_whose_place_was_taken_and_is_free_again_is_stored(
+    writer, ledger, monkeypatch, times
+):
+    """What was in the way of the INSERT had expired for another replica, which deleted it."""
+    insert, left = idempotency.insert_absent, times
+
+    def in_the_way(*given):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            insert(*given)
+
+    monkeypatch.setattr(idempotency, "insert_absent", in_the_way)
+    mine = claim('"p1"')
+    if times == 9:
+        with pytest.raises(StoreUnavailableError):
+            await writer.record([row("p1")], mine)
+        assert await ledger.latest("p1") is None
+        return
+    assert await writer.record([row("p1")], mine) is None
+    assert await writer.record([row("p2")], claim('"p2"')) == '"p1"'
+    assert await ledger.latest("p2") is None
 
 
 async def test_a_claim_whose_commit_had_landed_unknown_to_us_is_still_ours(writer):

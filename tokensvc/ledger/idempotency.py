@@ -16,12 +16,12 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, and_, bindparam, delete, select
+from sqlalchemy import Connection, Row, and_, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokensvc.errors import IdempotencyConflictError, TokenServiceError
+from tokensvc.errors import IdempotencyConflictError, StoreUnavailableError, TokenServiceError
 from tokensvc.store.faults import store_faults
 from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import idempotency_records as records
@@ -37,6 +37,7 @@ __all__ = [
 
 _CLAIMS_PER_STATEMENT: Final = 200
 _LOOKUPS_PER_STATEMENT: Final = 200
+_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class IdempotencyStore:
                         one.fail(copy.copy(error) if foreseen else error)
                 else:
                     for one in asked:
-                        one.tell(found.get((one.ref.caller_id, one.ref.route, one.ref.key_sha256)))
+                        one.tell(found.get(_key_of(one.ref)))
         finally:
             self._answering = None
 
@@ -166,7 +167,8 @@ def claim_all(
     """Store the claims and return, for each that came too late, the answer that stands.
 
     To be called in the transaction of what the claims answer, before the rest of it. Of several
-    claims in `claims` under one key the first is stored.
+    claims in `claims` under one key the first is stored. Raises StoreUnavailableError where one was in the
+    way again and again that was gone at the next look.
     """
     late: dict[Claim, StoredAnswer] = {}
     for start in range(0, len(claims), _CLAIMS_PER_STATEMENT):
@@ -176,17 +178,34 @@ def claim_all(
             connection.execute(_FORGET, {**owner, "now": now})
         # In one order on every replica, so that two of them cannot deadlock; the sort is stable.
         ordered = sorted(some, key=lambda claim: claim.ref.key_sha256)
-        insert_absent(connection, records, [_values(claim) for claim in ordered])
-        stored = {
+        standing = _insert(connection, ordered, owners)
+        for claim in some:
+            row = standing[_key_of(claim.ref)]
+            if (row.request_sha256, row.result) != (claim.ref.request_sha256, claim.result):
+                late[claim] = StoredAnswer(row.request_sha256, row.result)
+    return late
+
+
+def _insert(
+    connection: Connection, claims: Sequence[Claim], owners: Sequence[dict[str, object]]
+) -> dict[_Key, Row[Any]]:
+    """Store the claims whose keys are free, and return what stands under the keys of all."""
+    wanted = {_key_of(claim.ref) for claim in claims}
+    for _ in range(_ATTEMPTS):
+        insert_absent(connection, records, [_values(claim) for claim in claims])
+        standing = {
             (row.caller_id, row.route, row.key_sha256): row
             for owner in owners
             for row in connection.execute(_STANDING, owner)
         }
-        for claim in some:
-            row = stored[claim.ref.caller_id, claim.ref.route, claim.ref.key_sha256]
-            if (row.request_sha256, row.result) != (claim.ref.request_sha256, claim.result):
-                late[claim] = StoredAnswer(row.request_sha256, row.result)
-    return late
+        if wanted <= standing.keys():
+            return standing
+        # What was in the way has been deleted meanwhile, by a replica whose clock has it expired.
+    raise StoreUnavailableError("Answers cannot be stored: old ones come and go.", retry_after=1.0)
+
+
+def _key_of(ref: IdempotencyRef) -> _Key:
+    return ref.caller_id, ref.route, ref.key_sha256
 
 
 def _values(claim: Claim) -> dict[str, object]:
