@@ -62,7 +62,7 @@ async def test_a_good_installation(installed: Service):
         "audit": "ok",
     }
     assert "signature verifies" in found[f"key ring {REGION}"].detail
-    assert "3 may call" in found["callers"].detail
+    assert "4 may call" in found["callers"].detail
 
 
 async def test_nothing_is_changed(installed: Service):

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import aiosqlite
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import delete, insert, select
 
 from tokensvc.store import open_engine, upgrade
+from tokensvc.store.database_file import DatabaseFile
 from tokensvc.store.tables import leases
 from tokensvc.store.turns import connect_in_turns
 
@@ -63,7 +65,7 @@ async def test_a_look_up_is_one_turn_and_a_transaction_one_more(
 
 
 async def test_what_is_read_holds_up_nobody_once_it_is_read(path: Path):
-    connection = await connect_in_turns(str(path), lock_seconds=0.01)
+    connection = await connect_in_turns(partial(DatabaseFile(path).connect, lock_seconds=0.01))
     cursor = connection.cursor()
     await cursor.execute("SELECT 1 UNION SELECT 2")
     with closing(sqlite3.connect(path)) as other:
@@ -75,7 +77,7 @@ async def test_what_is_read_holds_up_nobody_once_it_is_read(path: Path):
 
 
 async def test_what_goes_on_after_nobody_waits_for_it_is_undone_as_well(path: Path):
-    connection = await connect_in_turns(str(path), lock_seconds=0.01)
+    connection = await connect_in_turns(partial(DatabaseFile(path).connect, lock_seconds=0.01))
     begun, goes_on = threading.Event(), threading.Event()
 
     def hold() -> str:
@@ -107,7 +109,7 @@ async def test_what_goes_on_after_nobody_waits_for_it_is_undone_as_well(path: Pa
 
 async def test_one_text_that_is_damaged_hides_no_other_row(tmp_path: Path) -> None:
     path = str(tmp_path / "t.db")
-    connection = await connect_in_turns(path, lock_seconds=1)
+    connection = await connect_in_turns(partial(sqlite3.connect, path, check_same_thread=False))
     cursor = connection.cursor()
     await cursor.execute("CREATE TABLE t (name TEXT)")
     await cursor.execute("INSERT INTO t VALUES ('a'), (CAST(x'6261e36b' AS TEXT)), ('c')")

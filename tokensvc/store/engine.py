@@ -12,8 +12,9 @@ writes must therefore write first and read afterwards, which is also what Postgr
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tokensvc.errors import ConfigurationError
 from tokensvc.store.checkpoints import BACKSTOP_PAGES
+from tokensvc.store.database_file import DatabaseFile
 from tokensvc.store.outside import execute_outside
 from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
 from tokensvc.store.turns import connect_in_turns
@@ -66,7 +68,7 @@ def open_engine(url: str, limits: DatabaseLimits | None = None) -> AsyncEngine:
     _check_file(path)
     engine = create_async_engine(
         parsed.set(drivername="sqlite+aiosqlite"),
-        async_creator=partial(connect_in_turns, str(path), lock_seconds=LOCK_TIMEOUT_SECONDS),
+        async_creator=partial(connect_in_turns, _connecting_to(path)),
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -89,7 +91,7 @@ def open_migration_engine(url: str) -> Engine:
     _check_file(path)
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite"),
-        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        creator=_connecting_to(path),
         hide_parameters=True,
     )
     event.listen(engine, "connect", _prepare_migration_connection)
@@ -104,7 +106,7 @@ def open_writer_engine(engine: AsyncEngine) -> Engine:
     """
     writer = create_engine(
         engine.url.set(drivername="sqlite+pysqlite"),
-        connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+        creator=_connecting_to(_database_path(engine.url)),
         pool_size=1,
         max_overflow=0,
         hide_parameters=True,
@@ -131,6 +133,10 @@ def unsynced(connection: Connection) -> Iterator[None]:
         except BaseException:
             connection.invalidate()
             raise
+
+
+def _connecting_to(path: Path) -> Callable[[], sqlite3.Connection]:
+    return partial(DatabaseFile(path).connect, lock_seconds=LOCK_TIMEOUT_SECONDS)
 
 
 def _parse(url: str) -> URL:

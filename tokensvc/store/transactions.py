@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol, TypeVar, cast
 
 import structlog
@@ -24,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.checkpoints import Checkpointer, Lend
+from tokensvc.store.database_file import DatabaseFile
 from tokensvc.store.engine import open_writer_engine, unsynced
 from tokensvc.store.faults import sqlstate_of, store_faults, write_faults
 from tokensvc.store.outside import Alone
@@ -72,12 +74,14 @@ def open_transactions(engine: AsyncEngine, *, owned: bool = False) -> Transactio
     An `owned` engine is closed with them.
     """
     if engine.dialect.name == "sqlite":
-        return _ThreadTransactions(open_writer_engine(engine), open_writer_engine(engine))
+        file = DatabaseFile(Path(str(engine.url.database)))
+        return _ThreadTransactions(file, open_writer_engine(engine), open_writer_engine(engine))
     return _PooledTransactions(engine, owned=owned)
 
 
 class _ThreadTransactions:
-    def __init__(self, engine: Engine, for_checkpoints: Engine) -> None:
+    def __init__(self, file: DatabaseFile, engine: Engine, for_checkpoints: Engine) -> None:
+        self._file = file
         self._engine = engine
         self._checkpointer = Checkpointer(for_checkpoints, self._between_commits)
         self._thread = WorkThread("store-writer")
@@ -91,12 +95,15 @@ class _ThreadTransactions:
             return await self._thread.run(MAX_SECONDS, self._run, operation, work, may_be_lost)
 
     def _run(self, operation: str, work: Callable[[Connection], T], may_be_lost: bool) -> T:
+        # A commit into a file that is gone is lost, and the journal may be another database's by then.
+        self._file.require_in_place()
         with write_faults(operation), self._kept() as connection:
             if may_be_lost:
                 with unsynced(connection):
                     result = _done(work, connection)
             else:
                 result = _done(work, connection)
+            self._file.require_in_place()
         self._checkpointer.note_commit()
         return result
 

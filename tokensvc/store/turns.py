@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import aiosqlite
@@ -22,10 +21,9 @@ import structlog
 __all__ = ["connect_in_turns"]
 
 
-async def connect_in_turns(path: str, *, lock_seconds: float) -> aiosqlite.Connection:
-    """Return a connection whose statements take one turn each, and wait so long for another's lock."""
-    connector = partial(sqlite3.connect, path, timeout=lock_seconds, check_same_thread=False)
-    return await _Connection(connector, iter_chunk_size=1)
+async def connect_in_turns(connect: Callable[[], sqlite3.Connection]) -> aiosqlite.Connection:
+    """Return the connection that `connect` makes, with statements that take one turn each."""
+    return await _Connection(connect, iter_chunk_size=1)
 
 
 _log = structlog.get_logger(__name__)
