@@ -10,6 +10,8 @@ TEST_PROCESSES ?= 2
 # What is installed depends on the lock and on nothing of the caller's environment.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# Node trusts its own list of authorities; behind a company's proxy, npm needs the system's as well, as pip does.
+export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 .PHONY: help
 help: ## show this help
