@@ -36,7 +36,6 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.store.faults import store_faults
-from tokensvc.store.outside import Alone, delete_outside
 from tokensvc.store.partitions import (
     add_partition,
     default_partition,
@@ -128,7 +127,7 @@ class LedgerJanitor:
                     due.remove(rows)
                     late = max(late, rows.late)
                 else:
-                    # Of what it took, some may have been waiting for another process's lock.
+                    # Before a slice, another process's lock may have been waited for.
                     left = max(0.0, ends_at - self._monotonic())
                     await self._sleep(min(self._rest(done.took, rows.late), left))
         self._late = late
@@ -201,20 +200,15 @@ class _Slice(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Deletion(Alone[_Slice]):
+class _Deletion:
     expired: Delete
     values: Mapping[str, object]
     monotonic: Callable[[], float]
 
     def __call__(self, connection: Connection) -> _Slice:
-        return self._timed(lambda: connection.execute(self.expired, self.values).rowcount)
-
-    def done_alone(self, connection: Connection) -> tuple[_Slice]:
-        return (self._timed(lambda: delete_outside(connection, self.expired, self.values)),)
-
-    def _timed(self, delete: Callable[[], int]) -> _Slice:
+        # On SQLite the lock is held already, for which others may have been waited.
         began = self.monotonic()
-        rows = delete()
+        rows = connection.execute(self.expired, self.values).rowcount
         return _Slice(rows, self.monotonic() - began)
 
 

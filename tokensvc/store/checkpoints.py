@@ -168,6 +168,6 @@ def _give_way() -> None:
 def _checkpoint(lend: Lend) -> int:
     """Copy the journal as far as nobody is in the way; return its length in pages, 0 if it is busy."""
     with lend() as connection:
-        answer = execute_outside(connection, "PRAGMA wal_checkpoint(PASSIVE)").row
+        answer = execute_outside(connection, "PRAGMA wal_checkpoint(PASSIVE)")
     # Whether somebody else is at it, the journal's pages, and how many of them are copied.
     return 0 if answer is None or answer[0] else int(answer[1])

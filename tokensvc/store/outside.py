@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Delete
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql.compiler import SQLCompiler
 
-__all__ = ["Alone", "Outcome", "delete_outside", "execute_outside"]
+__all__ = ["Alone", "execute_outside"]
 
 T = TypeVar("T")
 
@@ -40,38 +37,21 @@ class Alone(ABC, Generic[T]):
         """
 
 
-class Outcome(NamedTuple):
-    """The first row that a statement gave, and how many rows it changed."""
-
-    row: tuple[Any, ...] | None
-    changed: int
-
-
 def execute_outside(
     connection: Connection, statement: str, values: Sequence[object] = ()
-) -> Outcome:
-    """Execute a statement on `connection`, which is in no transaction; raises DBAPIError."""
+) -> tuple[Any, ...] | None:
+    """Execute a statement on `connection`, which is in no transaction, and return the first row it gives.
+
+    Raises DBAPIError.
+    """
     cursor = connection.connection.cursor()
     try:
         cursor.execute(statement, values)
-        outcome = Outcome(cursor.fetchone(), cursor.rowcount)
+        row: tuple[Any, ...] | None = cursor.fetchone()
     except sqlite3.Error as error:
         raise DBAPIError.instance(
             statement, None, error, sqlite3.Error, hide_parameters=True
         ) from error
     finally:
         cursor.close()
-    return outcome
-
-
-def delete_outside(connection: Connection, statement: Delete, values: Mapping[str, object]) -> int:
-    """Do the same with a DELETE of SQLAlchemy's, given its parameters; return how many rows are gone."""
-    compiled = _compiled(statement)
-    given = compiled.construct_params(dict(values))
-    in_order = [given[name] for name in compiled.positiontup or ()]
-    return execute_outside(connection, compiled.string, in_order).changed
-
-
-@lru_cache(maxsize=16)
-def _compiled(statement: Delete) -> SQLCompiler:
-    return statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
+    return row
