@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -124,6 +125,36 @@ async def test_a_turn_that_was_let_go_and_nobody_took_goes_on(stores, clock):
         clock.now += waited
         assert await first.take(HERE)
     assert not await second.take(HERE)
+
+
+async def test_a_renewal_that_is_under_way_does_not_undo_that_the_turn_is_let_go(stores, clock):
+    steps: list[str] = []
+    renewing, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(LeaseStore):
+        async def renew(self, *given, **named):
+            renewing.set()
+            await goes_on.wait()
+            renewed = await super().renew(*given, **named)
+            steps.append("renewed")
+            return renewed
+
+        async def give_back(self, *given, **named):
+            steps.append("given back")
+            await super().give_back(*given, **named)
+
+    first = RotationTurns(Slow(*stores[0]), RING, "p0", seconds=PAUSE, clock=clock)
+    second = Replicas(stores, clock).turns[1]
+    assert await first.take(HERE)
+    keeping = asyncio.create_task(first.keep())
+    await renewing.wait()
+    letting_go = asyncio.create_task(first.let_go(HERE))
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.gather(keeping, letting_go)
+    assert steps == ["renewed", "given back"]
+    clock.now += 1
+    assert await second.take(HERE)
 
 
 async def test_regions_and_rings_of_one_database_are_apart(stores, clock):

@@ -79,6 +79,8 @@ class RotationTurns:
         self._seconds = seconds + LOOK_SECONDS
         self._clock = clock
         self._held: dict[str, Lease] = {}
+        # One call about leases at a time: a renewal that is under way must not undo that one was let go.
+        self._asking = asyncio.Lock()
         self._kept_until: dict[str, float] = {}
 
     @property
@@ -91,6 +93,10 @@ class RotationTurns:
 
         Raises StoreUnavailableError where that is not known; a turn that has not ended goes on.
         """
+        async with self._asking:
+            return await self._take(region)
+
+    async def _take(self, region: str) -> bool:
         now = self._clock()
         held = self._held.get(region)
         lease = None if held is None else await self._renewed(held, now)
@@ -113,18 +119,21 @@ class RotationTurns:
 
         To be called every KEEP_SECONDS.
         """
-        for region, lease in tuple(self._held.items()):
-            now = self._clock()
-            if now >= self._kept_until.get(region, now):
-                continue
-            renewed = await self._leases.renew(lease, seconds=TURN_SECONDS, now=now)
-            # Else it was taken anew meanwhile.
-            if self._held.get(region) is lease:
-                if renewed is None:
-                    del self._held[region]
-                    _log.info("key_turn_lost", region=region)
-                else:
-                    self._held[region] = renewed
+        for region in tuple(self._held):
+            async with self._asking:
+                await self._keep(region)
+
+    async def _keep(self, region: str) -> None:
+        now = self._clock()
+        lease = self._held.get(region)
+        if lease is None or now >= self._kept_until.get(region, now):
+            return
+        renewed = await self._leases.renew(lease, seconds=TURN_SECONDS, now=now)
+        if renewed is None:
+            del self._held[region]
+            _log.info("key_turn_lost", region=region)
+        else:
+            self._held[region] = renewed
 
     async def _renewed(self, lease: Lease, now: float) -> Lease | None:
         try:
@@ -143,9 +152,10 @@ class RotationTurns:
         await self._give_back(region, after=_NEXT_SECONDS)
 
     async def _give_back(self, region: str, *, after: float) -> None:
-        lease = self._held.get(region)
-        if lease is not None:
-            await self._leases.give_back(lease, free_at=self._clock() + after)
+        async with self._asking:
+            lease = self._held.get(region)
+            if lease is not None:
+                await self._leases.give_back(lease, free_at=self._clock() + after)
 
     @asynccontextmanager
     async def taking_part(self) -> AsyncIterator[None]:

@@ -32,7 +32,7 @@ from tokensvc.store.checkpoints import BACKSTOP_PAGES
 from tokensvc.store.database_file import DatabaseFile
 from tokensvc.store.outside import execute_outside
 from tokensvc.store.postgresql import DatabaseLimits, is_postgresql, open_postgresql_engine
-from tokensvc.store.turns import connect_in_turns
+from tokensvc.store.turns import connect_in_turns, readable_text
 
 __all__ = ["open_engine", "open_migration_engine", "open_writer_engine", "unsynced"]
 
@@ -213,6 +213,8 @@ def _prepare_migration_connection(connection: DBAPIConnection, entry: Connection
 
 
 def _prepare_writer(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    # It reads little, mostly in the middle of a transaction, and cannot read the same again.
+    connection.text_factory = readable_text
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")

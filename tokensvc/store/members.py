@@ -38,7 +38,7 @@ class Members:
         self._transactions = transactions
         self._name = f"{_PREFIX}{name}"
         self._monotonic = monotonic
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, tuple[object, float]] = {}
         self._beat_at = -math.inf
 
     async def beat(self) -> int:
@@ -51,7 +51,7 @@ class Members:
             self._seen = {}
         gone = [name for name, (_, at) in self._seen.items() if now - at > FORGOTTEN_SECONDS]
 
-        def work(connection: Connection) -> dict[str, int]:
+        def work(connection: Connection) -> dict[str, object]:
             mine = {"name": self._name, "holder": "", "fence": 0, "expires_at": 0.0}
             insert_absent(connection, leases, [mine])
             connection.execute(
@@ -62,7 +62,8 @@ class Members:
             rows = connection.execute(
                 select(leases.c.name, leases.c.fence).where(leases.c.name.startswith(_PREFIX))
             )
-            return {name: int(fence) for name, fence in rows}
+            # A fence is compared and no more: what is damaged (SQLite stores any type) does not move.
+            return {str(row.name): row.fence for row in rows}
 
         found = await self._transactions.run("count processes", work)
         self._seen = {name: self._moved(name, fence, now) for name, fence in found.items()}
@@ -76,6 +77,6 @@ class Members:
             "leave processes", lambda connection: connection.execute(statement)
         )
 
-    def _moved(self, name: str, fence: int, now: float) -> tuple[int, float]:
+    def _moved(self, name: str, fence: object, now: float) -> tuple[object, float]:
         before = self._seen.get(name)
         return before if before is not None and before[0] == fence else (fence, now)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import aiosqlite
 import structlog
 
-__all__ = ["connect_in_turns"]
+__all__ = ["connect_in_turns", "readable_text"]
 
 
 async def connect_in_turns(connect: Callable[[], sqlite3.Connection]) -> aiosqlite.Connection:
@@ -73,9 +73,8 @@ class _Connection(aiosqlite.Connection):
             except sqlite3.OperationalError as error:
                 if step != "execute" or "decode to UTF-8" not in str(error) or self.in_transaction:
                     raise
-                # One damaged text must not hide all rows: it is read as far as it can be.
-                _log.error("damaged_text_in_database")
-                self._conn.text_factory = _readable
+                # Not from the start, since it takes longer.
+                self._conn.text_factory = readable_text
                 cursor.execute(*given)
                 rows = cursor.fetchall()
             return _Came(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
@@ -93,8 +92,13 @@ class _Connection(aiosqlite.Connection):
         return result
 
 
-def _readable(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def readable_text(raw: bytes) -> str:
+    """Return a text of SQLite's as far as it can be read: a damaged one must not hide all others."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        _log.error("damaged_text_in_database")
+        return raw.decode("utf-8", "replace")
 
 
 class _Cursor:
