@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -26,9 +25,7 @@ from websockets.typing import Subprotocol
 from tests.e2e.installation import Process
 from tests.e2e.support import (
     PATIENCE_SECONDS,
-    clean_environment,
     free_ports,
-    tokensvc_command,
 )
 from tests.e2e.wire import CuttableWire
 from tests.emulator.support import boto_client
@@ -180,19 +177,7 @@ class Cluster:
         return api_key.reveal()
 
     def _run(self, *arguments: str) -> Process:
-        return Process(
-            subprocess.Popen(
-                tokensvc_command(*arguments),
-                cwd=self.folder,
-                env=clean_environment(self.folder, self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
-            )
-        )
+        return Process.start(arguments, self.folder, self.environment)
 
     async def start(self, index: int) -> None:
         """Start a replica, and wait until it serves."""

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -152,19 +152,7 @@ class Installation:
 
     def start(self, *arguments: str) -> Process:
         """Start a command that is to be killed, or to be stopped."""
-        return Process(
-            subprocess.Popen(
-                tokensvc_command(*arguments),
-                cwd=self.folder,
-                env=clean_environment(self.folder, self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
-            )
-        )
+        return Process.start(arguments, self.folder, self.environment)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Replica]:
@@ -201,6 +189,25 @@ class Process:
         assert popen.stdout is not None
         self._popen = popen
         self.output = Stream(popen.stdout)
+
+    @classmethod
+    def start(
+        cls, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> Process:
+        """Start a command of the service in `folder`, with these settings and no others."""
+        return cls(
+            subprocess.Popen(
+                tokensvc_command(*arguments),
+                cwd=folder,
+                env=clean_environment(folder, environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+        )
 
     def event(self, name: str, saying: str = "") -> dict[str, Any]:
         """Wait for a line of the log that has `saying` in it, and return it."""

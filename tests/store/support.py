@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, inspect
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tokensvc.store.transactions import Transactions
+
+
+class Store(NamedTuple):
+    """A new database on SQLite, and what writes it."""
+
+    path: Path
+    engine: AsyncEngine
+    transactions: Transactions
 
 
 def url_of(path: Path) -> str:

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
-from tests.store.support import url_of
-from tokensvc.store import open_engine, upgrade
+from tests.store.support import Store
 from tokensvc.store.leases import LeaseStore
 from tokensvc.store.members import Members
-from tokensvc.store.transactions import Transactions, open_transactions
 
 NOW = 1_800_000_000.0
 
 
-class Store(NamedTuple):
-    path: Path
-    engine: AsyncEngine
-    transactions: Transactions
-
-    def damage(self, column: str, where: str) -> None:
-        with closing(sqlite3.connect(self.path)) as connection, connection:
-            changed = connection.execute(
-                f"UPDATE leases SET {column} = CAST(x'6261e36b' AS TEXT) WHERE {where}"
-            )
-            assert changed.rowcount == 1
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    path = tmp_path / "a.db"
-    await asyncio.to_thread(upgrade, url_of(path))
-    engine = open_engine(url_of(path))
-    transactions = open_transactions(engine)
-    yield Store(path, engine, transactions)
-    await transactions.aclose()
-    await engine.dispose()
+def damage(store: Store, column: str, name: str) -> None:
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        changed = connection.execute(
+            f"UPDATE leases SET {column} = CAST(x'6261e36b' AS TEXT) WHERE name = ?", [name]
+        )
+        assert changed.rowcount == 1
 
 
 @pytest.mark.parametrize("column", ["expires_at", "fence"])
@@ -51,7 +28,7 @@ async def test_a_damaged_lease_is_free(store: Store, column: str):
     leases = LeaseStore(store.engine, store.transactions)
     held = await leases.take("work", "a", seconds=20, now=NOW)
     assert held is not None
-    store.damage(column, "name = 'work'")
+    damage(store, column, "work")
     now = NOW if column == "expires_at" else NOW + 20
     assert await leases.still_held(held) == (column == "expires_at")
     taken = await leases.take("work", "b", seconds=20, now=now)
@@ -65,7 +42,7 @@ async def test_a_damaged_member_is_counted_until_it_is_forgotten_and_breaks_no_b
     seconds = 0.0
     mine, other = (Members(store.transactions, name, lambda: seconds) for name in ("a", "b"))
     assert await other.beat() == 1
-    store.damage("fence", "name = 'member:b'")
+    damage(store, "fence", "member:b")
     with capture_logs() as logs:
         assert await mine.beat() == 2
     assert [entry["event"] for entry in logs] == ["damaged_text_in_database"]

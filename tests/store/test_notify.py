@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -14,32 +14,17 @@ from structlog.testing import capture_logs
 
 from tests.callers.support import Clock
 from tests.keyring.support import NOW, REGION, RING
-from tests.postgres import PASSWORD, PostgresServer
+from tests.postgres import PASSWORD
 from tests.store.support import url_of
 from tokensvc.callers import SqlCallerStore
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.keyring import SqlRingStore
 from tokensvc.keyring.record import KeyPhase, KeyRecord, RingState
-from tokensvc.store import open_engine
 from tokensvc.store.notify import HEARTBEAT_SECONDS, ChangeListener, NoChanges, open_changes
 from tokensvc.store.postgresql import DatabaseLimits, connector
 
 LONG = 1e6
 """Seconds of a poll that a test would not live to see."""
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    url = postgres.database()
-    yield url
-    postgres.release(url)
-
-
-@pytest.fixture
-async def engine(url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(url)
-    yield engine
-    await engine.dispose()
 
 
 class Waits:

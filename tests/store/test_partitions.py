@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +10,6 @@ from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.ledger.support import row
-from tests.postgres import PostgresServer
 from tokensvc.errors import StoreUnavailableError
 from tokensvc.ledger import LedgerJanitor
 from tokensvc.store import open_engine
@@ -21,20 +19,6 @@ from tokensvc.store.transactions import open_transactions
 DAY = 86_400
 NOW = 1_900_000_000
 """A moment in 2030: no partition of its day, or of those after it, was made by the migration."""
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    url = postgres.database()
-    yield url
-    postgres.release(url)
-
-
-@pytest.fixture
-async def engine(url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(url)
-    yield engine
-    await engine.dispose()
 
 
 def name_of(moment: float) -> str:

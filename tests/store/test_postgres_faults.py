@@ -28,20 +28,6 @@ SECRET = "a-value-that-must-not-show"
 ANY_LIMITS = DatabaseLimits()
 
 
-@pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    url = postgres.database()
-    yield url
-    postgres.release(url)
-
-
-@pytest.fixture
-async def engine(url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(url)
-    yield engine
-    await engine.dispose()
-
-
 @asynccontextmanager
 async def opened(url: str, limits: DatabaseLimits = ANY_LIMITS) -> AsyncIterator[AsyncEngine]:
     engine = open_engine(url, limits)

@@ -6,44 +6,21 @@ import asyncio
 import resource
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Connection, func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
-from tests.store.support import url_of
+from tests.store.support import Store
 from tokensvc.errors import StoreRefusedError, StoreUnavailableError
 from tokensvc.store import engine as engine_module
-from tokensvc.store import open_engine, upgrade
 from tokensvc.store.inserts import Insertion, insert_rows
 from tokensvc.store.tables import leases
 from tokensvc.store.transactions import Transactions, open_transactions
 
 PATIENCE_SECONDS = 10.0
-
-
-class Store(NamedTuple):
-    """A new database, and what writes it."""
-
-    path: Path
-    engine: AsyncEngine
-    transactions: Transactions
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    path = tmp_path / "a.db"
-    await asyncio.to_thread(upgrade, url_of(path))
-    engine = open_engine(url_of(path))
-    transactions = open_transactions(engine)
-    yield Store(path, engine, transactions)
-    await transactions.aclose()
-    await engine.dispose()
 
 
 async def test_after_one_that_fails_the_next_transaction_begins_anew(store: Store):
