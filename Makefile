@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Test files are shared out among this many processes.
-TEST_PROCESSES ?= 2
+# Test files are shared out among this many processes: much of a test is waiting, so two cores have room for three.
+TEST_PROCESSES ?= 3
 
 # What is installed depends on the lock and on nothing of the caller's environment.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -140,7 +140,7 @@ async def test_a_trailer_that_comes_after_the_answer_ends_the_connection(stopped
         connection = await server.connect()
         await connection.say(CHUNKED)
         assert (await connection.answer())[0] == 401
-        await connection.say(b"0\r\nX: y\r\n")
+        await connection.say(b"0\r\nX: y\r\n\r\n")
         assert await connection.is_closed()
 
 
