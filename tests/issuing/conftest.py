@@ -110,7 +110,7 @@ class World:
     def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
         return self.fresh.get(stage.id)
 
-    async def get(self, stage: StageArn) -> StageEndpoints:
+    async def get(self, stage: StageArn, caller: str) -> StageEndpoints:
         self.lookups[stage.id] += 1
         self.during_lookup()
         if stage.id in self.unknown_stages:

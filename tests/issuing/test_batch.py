@@ -92,14 +92,14 @@ async def test_lookups_run_several_at_a_time_but_not_all(
     running, most = 0, 0
     get = world.get
 
-    async def slow(stage: Any) -> Any:
+    async def slow(stage: Any, caller: str) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
         for _ in range(3):
             await asyncio.sleep(0)
         running -= 1
-        return await get(stage)
+        return await get(stage, caller)
 
     monkeypatch.setattr(world, "get", slow)
     await desk_over(world, issuer).mint_batch(

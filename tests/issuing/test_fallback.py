@@ -246,7 +246,7 @@ class NoKey:
     def peek(self, stage: StageArn, now: float) -> StageEndpoints | None:
         raise AssertionError("no endpoints are needed where nothing is signed here")
 
-    async def get(self, stage: StageArn) -> StageEndpoints:
+    async def get(self, stage: StageArn, caller: str) -> StageEndpoints:
         raise AssertionError("no endpoints are needed where nothing is signed here")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.ivs.test_stages import START, TTL, A, B, C, Ivs, arn, settled
+from tests.ivs.test_stages import CALLER, START, TTL, A, B, C, Ivs, arn, settled
 from tokensvc.errors import IvsUnavailableError, StageNotFoundError, StoreUnavailableError
 from tokensvc.ivs.endpoint_store import KnownStage
 from tokensvc.ivs.stages import HARD_LIMIT_SECONDS, StageEndpointCache
@@ -68,14 +68,14 @@ def cache(ivs: Ivs, memory: Memory, **options: float) -> StageEndpointCache:
 async def test_endpoints_outlive_the_process_and_an_outage() -> None:
     ivs, memory = Ivs(), Memory()
     first = cache(ivs, memory)
-    known = await first.get(A)
+    known = await first.get(A, CALLER)
     await settled(first)
     await first.aclose()
     ivs.now += 86_400
     ivs.fault = IvsUnavailableError("down")
     second = cache(ivs, memory)
     assert await second.restore() == 1
-    assert await second.get(A) == known
+    assert await second.get(A, CALLER) == known
     await settled(second)
     await second.aclose()
 
@@ -85,11 +85,11 @@ async def test_restored_endpoints_keep_their_age() -> None:
     ivs = Ivs(now=START + TTL - 1, generation=1)
     it = cache(ivs, memory)
     await it.restore()
-    assert (await it.get(A)).events == "wss://old"
+    assert (await it.get(A, CALLER)).events == "wss://old"
     ivs.now += 2
-    assert (await it.get(A)).events == "wss://old"
+    assert (await it.get(A, CALLER)).events == "wss://old"
     await settled(it)
-    assert (await it.get(A)).events == "wss://events/1"
+    assert (await it.get(A, CALLER)).events == "wss://events/1"
     assert ivs.calls[str(A)] == 1
 
 
@@ -102,7 +102,7 @@ async def test_what_may_not_be_used_is_not_restored(age: float) -> None:
     old = KnownStage(A, StageEndpoints("wss://old", "https://old"), START - age)
     it = cache(Ivs(), Careless({A: old}))
     assert await it.restore() == 0
-    assert (await it.get(A)).events == "wss://events/0"
+    assert (await it.get(A, CALLER)).events == "wss://events/0"
     await it.aclose()
 
 
@@ -113,7 +113,7 @@ async def test_no_more_is_restored_than_there_is_room_for_and_the_latest_stays_l
     it = cache(ivs, memory, max_entries=2)
     assert await it.restore() == 2
     assert memory.loads == [(START - HARD_LIMIT_SECONDS, 2)]
-    await it.get(arn("new"))
+    await it.get(arn("new"), CALLER)
     assert [it.peek(stage, START) is not None for stage in (A, B, C)] == [True, False, False]
     await it.aclose()
 
@@ -121,25 +121,25 @@ async def test_no_more_is_restored_than_there_is_room_for_and_the_latest_stays_l
 async def test_what_ivs_said_since_the_start_is_not_overwritten() -> None:
     ivs = Ivs()
     it = cache(ivs, Memory({A: KnownStage(A, StageEndpoints("wss://old", "https://old"), START)}))
-    await it.get(A)
+    await it.get(A, CALLER)
     await it.restore()
-    assert (await it.get(A)).events == "wss://events/0"
+    assert (await it.get(A, CALLER)).events == "wss://events/0"
     await it.aclose()
 
 
 async def test_a_stage_that_is_gone_is_forgotten_and_made_up_ones_reach_no_store() -> None:
     ivs, memory = Ivs(), Memory()
     it = cache(ivs, memory)
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     ivs.gone |= {str(A), str(B)}
     ivs.now += TTL + 1
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     assert memory.kept == {}
     saves = len(memory.saves)
     with pytest.raises(StageNotFoundError):
-        await it.get(B)
+        await it.get(B, CALLER)
     await settled(it)
     assert len(memory.saves) == saves
 
@@ -148,7 +148,7 @@ async def test_a_store_that_hangs_holds_no_mint_and_gets_the_rest_in_one_go() ->
     ivs, memory = Ivs(), Memory(held=asyncio.Event())
     it = cache(ivs, memory)
     for stage in (A, B, C):
-        await it.get(stage)
+        await it.get(stage, CALLER)
         await settled(it)
     assert memory.kept == {}
     assert memory.held is not None
@@ -163,11 +163,11 @@ async def test_what_a_store_refused_is_saved_with_the_next_stage(
 ) -> None:
     ivs, memory = Ivs(), Memory(fault=StoreUnavailableError("full"))
     it = cache(ivs, memory)
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     assert "stage_endpoints_not_saved" in capsys.readouterr().out
     memory.fault = None
-    await it.get(B)
+    await it.get(B, CALLER)
     await settled(it)
     assert set(memory.kept) == {A, B}
 
@@ -175,10 +175,10 @@ async def test_what_a_store_refused_is_saved_with_the_next_stage(
 async def test_what_was_fetched_while_a_save_failed_is_what_is_saved() -> None:
     ivs, memory = Ivs(), Memory(fault=StoreUnavailableError("full"), held=asyncio.Event())
     it = cache(ivs, memory)
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     ivs.now, ivs.generation = ivs.now + TTL + 1, 1
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     assert memory.held is not None
     memory.held.set()
@@ -192,7 +192,7 @@ async def test_what_is_unsaved_is_bounded() -> None:
     ivs, memory = Ivs(), Memory(fault=StoreUnavailableError("full"))
     it = cache(ivs, memory, max_entries=3)
     for number in range(20):
-        await it.get(arn(f"s{number}"))
+        await it.get(arn(f"s{number}"), CALLER)
         await settled(it)
     memory.fault = None
     await it.aclose()
@@ -202,7 +202,7 @@ async def test_what_is_unsaved_is_bounded() -> None:
 async def test_closing_saves_what_is_left_and_gives_up_on_a_broken_store() -> None:
     ivs, memory = Ivs(), Memory(fault=StoreUnavailableError("full"))
     it = cache(ivs, memory)
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     await it.aclose()
     memory.fault = None
@@ -214,17 +214,17 @@ async def test_a_store_that_fails_at_start_is_a_warning(capsys: pytest.CaptureFi
     it = cache(Ivs(), Memory(fault=StoreUnavailableError("locked")))
     assert await it.restore() == 0
     assert "stage_endpoints_not_restored" in capsys.readouterr().out
-    assert (await it.get(A)).events == "wss://events/0"
+    assert (await it.get(A, CALLER)).events == "wss://events/0"
 
 
 async def test_a_bug_in_the_store_is_logged_and_hurts_nobody(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     it = cache(Ivs(), Memory(fault=ZeroDivisionError("a bug")))
-    await it.get(A)
+    await it.get(A, CALLER)
     await settled(it)
     assert "stage_endpoints_save_crashed" in capsys.readouterr().out
-    assert (await it.get(A)).events == "wss://events/0"
+    assert (await it.get(A, CALLER)).events == "wss://events/0"
 
 
 async def test_without_a_store_there_is_nothing_to_restore() -> None:

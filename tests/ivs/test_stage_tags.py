@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.ivs.test_stages import TTL, A, Ivs, settled
+from tests.ivs.test_stages import CALLER, TTL, A, Ivs, settled
 from tokensvc.errors import IvsUnavailableError, StageNotFoundError
 from tokensvc.ivs.endpoint_store import KnownStage
 from tokensvc.ivs.gateway import Stage
@@ -29,47 +29,47 @@ class TaggedIvs(Ivs):
 async def test_tags_and_endpoints_come_with_one_call() -> None:
     ivs = TaggedIvs()
     cache = ivs.cache()
-    endpoints, tags = await asyncio.gather(cache.get(A), cache.tags(A))
+    endpoints, tags = await asyncio.gather(cache.get(A, CALLER), cache.tags(A, CALLER))
     assert tags == ACME
-    assert endpoints == await cache.get(A)
+    assert endpoints == await cache.get(A, CALLER)
     assert ivs.calls[str(A)] == 1
 
 
 async def test_stale_tags_are_not_answered_while_ivs_can_be_asked() -> None:
     ivs = TaggedIvs()
     cache = ivs.cache()
-    assert await cache.tags(A) == ACME
+    assert await cache.tags(A, CALLER) == ACME
     ivs.tagged = OTHER
     ivs.now += TTL - 1
-    assert await cache.tags(A) == ACME
+    assert await cache.tags(A, CALLER) == ACME
     ivs.now += 1
-    assert await cache.tags(A) == OTHER
+    assert await cache.tags(A, CALLER) == OTHER
     assert ivs.calls[str(A)] == 2
 
 
 async def test_the_last_tags_stand_in_while_ivs_is_down_and_at_most_14_days() -> None:
     ivs = TaggedIvs()
     cache = ivs.cache()
-    await cache.tags(A)
+    await cache.tags(A, CALLER)
     ivs.fault = IvsUnavailableError("down")
     ivs.now += TTL
-    assert await cache.tags(A) == ACME
-    assert await cache.tags(A) == ACME
+    assert await cache.tags(A, CALLER) == ACME
+    assert await cache.tags(A, CALLER) == ACME
     assert ivs.calls[str(A)] == 2, "a call that failed is not made again at once"
     ivs.now += HARD_LIMIT_SECONDS - TTL
     with pytest.raises(IvsUnavailableError):
-        await cache.tags(A)
+        await cache.tags(A, CALLER)
 
 
 async def test_a_stage_that_is_gone_has_no_tags() -> None:
     ivs = TaggedIvs()
     cache = ivs.cache()
-    await cache.tags(A)
+    await cache.tags(A, CALLER)
     ivs.gone.add(str(A))
     ivs.now += TTL
     for _ in range(2):
         with pytest.raises(StageNotFoundError):
-            await cache.tags(A)
+            await cache.tags(A, CALLER)
     assert ivs.calls[str(A)] == 2, "that it is gone is remembered"
 
 
@@ -94,9 +94,9 @@ async def test_a_stage_that_was_stored_without_tags_is_asked_for_them() -> None:
     known = KnownStage(A, ivs.endpoints(str(A)), ivs.now)
     cache = ivs.cache(store=Stored(known))  # type: ignore[arg-type]
     assert await cache.restore() == 1
-    await cache.get(A)
+    await cache.get(A, CALLER)
     assert ivs.calls[str(A)] == 0
-    assert await cache.tags(A) == ACME
+    assert await cache.tags(A, CALLER) == ACME
     await settled(cache)
     await cache.aclose()
 
@@ -106,6 +106,6 @@ async def test_tags_of_the_store_stand_in_while_ivs_is_down() -> None:
     known = KnownStage(A, ivs.endpoints(str(A)), ivs.now - TTL, ACME)
     cache = ivs.cache(store=Stored(known))  # type: ignore[arg-type]
     await cache.restore()
-    assert await cache.tags(A) == ACME
+    assert await cache.tags(A, CALLER) == ACME
     assert ivs.calls[str(A)] == 1
     await cache.aclose()

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.ivs.test_stages import A, B, C, Ivs, settled
+from tests.ivs.test_stages import CALLER, A, B, C, Ivs, settled
 from tokensvc.errors import IvsUnavailableError, StageNotFoundError
 from tokensvc.ivs.stages import HARD_LIMIT_SECONDS, StageEndpointCache
 from tokensvc.tokens.arn import StageArn
@@ -63,7 +63,7 @@ class Stages(RuleBasedStateMachine):
 
     async def _ask(self, stage: StageArn, askers: int) -> list[object]:
         answers = await asyncio.gather(
-            *(self.cache.get(stage) for _ in range(askers)), return_exceptions=True
+            *(self.cache.get(stage, CALLER) for _ in range(askers)), return_exceptions=True
         )
         await settled(self.cache)
         return list(answers)

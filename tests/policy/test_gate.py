@@ -28,7 +28,7 @@ class Tags:
         self.calls: Counter[StageArn] = Counter()
         self.under_way = self.most_at_once = 0
 
-    async def tags(self, stage: StageArn) -> Mapping[str, str]:
+    async def tags(self, stage: StageArn, caller: str) -> Mapping[str, str]:
         self.calls[stage] += 1
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)

@@ -195,7 +195,7 @@ class _Batch:
         if self._slices.spent():
             await self._slices.breathe()
         try:
-            self._stages[stage] = await self._issuer.stage_endpoints(stage)
+            self._stages[stage] = await self._issuer.stage_endpoints(stage, self._caller_id)
         except Exception as fault:  # noqa: BLE001 - it becomes the answer of the stage's items
             self._stages[stage] = _as_answer(fault, None)
 

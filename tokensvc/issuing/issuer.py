@@ -73,8 +73,8 @@ class StageLookup(Protocol):
         """Return the endpoints where they are fresh at `now` (Unix seconds), else None: then `get`."""
         ...
 
-    async def get(self, stage: StageArn) -> StageEndpoints:
-        """Return the endpoints; raises StageNotFoundError or another IvsError."""
+    async def get(self, stage: StageArn, caller: str) -> StageEndpoints:
+        """Return the endpoints for a caller; raises StageNotFoundError or another IvsError."""
         ...
 
 
@@ -202,7 +202,7 @@ class TokenIssuer:
         if draft is not None:
             return draft
         if self.signer_of(request) is not None:
-            endpoints = await self._endpoints.get(request.stage)
+            endpoints = await self.stage_endpoints(request.stage, caller_id)
             # The key may have gone while IVS was asked, so it is looked up again.
             key = self.signer_of(request)
             if key is not None:
@@ -259,9 +259,9 @@ class TokenIssuer:
             raise _outlives_key(longest, "TOKENSVC_MAX_DURATION")
         return key
 
-    async def stage_endpoints(self, stage: StageArn) -> StageEndpoints:
+    async def stage_endpoints(self, stage: StageArn, caller_id: str | None) -> StageEndpoints:
         """Return a stage's endpoints; raises StageNotFoundError or another IvsError."""
-        return await self._endpoints.get(stage)
+        return await self._endpoints.get(stage, caller_id or "")
 
     def sign(
         self,

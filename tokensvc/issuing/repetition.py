@@ -209,7 +209,7 @@ class Repetition:
 
     async def _sign(self, found: _Found, caller_id: str | None) -> Draft:
         request, one, record = found
-        endpoints = record.endpoints or await self._issuer.stage_endpoints(request.stage)
+        endpoints = record.endpoints or await self._issuer.stage_endpoints(request.stage, caller_id)
         return self._issuer.sign(request, endpoints, caller_id, one.identity)
 
 

@@ -16,6 +16,9 @@ Calls that somebody waits for come first: a stale entry is renewed only while th
 Region, so that thousands which an outage left stale hold up no new stage. Each Region has its own bounds,
 so one that does not answer holds up no other.
 
+A caller that makes up ARNs, or asks for many stages that are gone, has few calls of a Region a second for
+that, so that it leaves most of them to the others.
+
 Tags come with the same answer and are kept beside the endpoints, for rules that go by them. They say
 who may do what, so stale ones are not answered while IVS can be asked.
 
@@ -62,6 +65,11 @@ _RETRY_SECONDS: Final = 10.0
 
 _RENEWALS_AT_ONCE: Final = 2
 """In a Region: enough for IVS's 5 calls a second, and no more than a look-up that comes can wait behind."""
+
+_NONE_AT_ONCE: Final = 10
+_NONE_SECONDS: Final = 1.0
+"""So many stages that do not exist may a caller look up in a Region in a row, and one in so many seconds;
+beyond that it looks up none. What is under way then counts, too."""
 
 _FIND_SECONDS: Final = 1.0
 """How long another replica's answer is looked for before IVS is asked."""
@@ -132,6 +140,9 @@ class StageEndpointCache:
         # How many of them there are in each Region, by what they are for.
         self._lookups: Counter[str] = Counter()
         self._renewals: Counter[str] = Counter()
+        # By Region and caller: when the stages that did not exist are forgotten, and calls under way.
+        self._made_up: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._lookups_of: Counter[tuple[str, str]] = Counter()
         self._store = store
         self._saver = None if store is None else EndpointSaver(store, max_entries)
         self._closed = False
@@ -174,10 +185,11 @@ class StageEndpointCache:
         self.hits += 1
         return entry.endpoints
 
-    async def get(self, stage: StageArn) -> StageEndpoints:
+    async def get(self, stage: StageArn, caller: str) -> StageEndpoints:
         """Return the endpoints, never more than 14 days old; waits for IVS only if there are none.
 
-        Raises StageNotFoundError; IvsThrottledError when too many calls are under way; and what
+        `caller` is who wants them. Raises StageNotFoundError; IvsThrottledError when too many calls are
+        under way, or too many stages did not exist that the caller wanted; and what
         `IvsGateway.get_stage` raises, to all that wait for the same call.
         """
         now = self._clock()
@@ -192,9 +204,9 @@ class StageEndpointCache:
             return entry.endpoints
         self._refuse_unknown(stage, now)
         self.misses += 1
-        return (await self._join_flight(stage)).endpoints
+        return (await self._join_flight(stage, caller)).endpoints
 
-    async def tags(self, stage: StageArn) -> Mapping[str, str]:
+    async def tags(self, stage: StageArn, caller: str) -> Mapping[str, str]:
         """Return the stage's tags, as old as the time to live at most while IVS can be asked.
 
         Where IVS does not answer, those known last stand in, up to 14 days old. Raises as `get` does.
@@ -209,7 +221,7 @@ class StageEndpointCache:
                 return last
         self._refuse_unknown(stage, now)
         try:
-            return (await self._join_flight(stage)).tags or {}
+            return (await self._join_flight(stage, caller)).tags or {}
         except IvsError:
             if last is None:
                 raise
@@ -239,7 +251,7 @@ class StageEndpointCache:
             self.negative_hits += 1
             raise _not_found(stage)
 
-    async def _join_flight(self, stage: StageArn) -> KnownStage:
+    async def _join_flight(self, stage: StageArn, caller: str) -> KnownStage:
         flight = self._flights.get(stage)
         if flight is None:
             if self._closed:
@@ -252,7 +264,8 @@ class StageEndpointCache:
                     region=stage.region,
                     flights=self._lookups[stage.region],
                 )
-            flight = self._start_flight(stage, self._lookups)
+            self._refuse_making_up(stage.region, caller)
+            flight = self._start_flight(stage, self._lookups, caller)
         try:
             return await asyncio.shield(flight)
         except asyncio.CancelledError:
@@ -267,24 +280,39 @@ class StageEndpointCache:
         due = not entry.fetched_at <= now < entry.refresh_at
         room = not self._lookups[stage.region] and self._renewals[stage.region] < _RENEWALS_AT_ONCE
         if due and room and stage not in self._flights and not self._closed:
-            self._start_flight(stage, self._renewals)
+            self._start_flight(stage, self._renewals, None)
 
-    def _start_flight(self, stage: StageArn, kind: Counter[str]) -> asyncio.Task[KnownStage]:
-        flight = asyncio.create_task(self._fly(stage), name=f"get_stage {stage.id}")
+    def _start_flight(
+        self, stage: StageArn, kind: Counter[str], caller: str | None
+    ) -> asyncio.Task[KnownStage]:
+        flight = asyncio.create_task(self._fly(stage, caller), name=f"get_stage {stage.id}")
         self._flights[stage] = flight
         kind[stage.region] += 1
-        flight.add_done_callback(lambda done: self._land(stage, kind, done))
+        if caller is not None:
+            self._lookups_of[stage.region, caller] += 1
+        flight.add_done_callback(lambda done: self._land(stage, kind, caller, done))
         return flight
 
-    def _land(self, stage: StageArn, kind: Counter[str], flight: asyncio.Task[KnownStage]) -> None:
+    def _land(
+        self,
+        stage: StageArn,
+        kind: Counter[str],
+        caller: str | None,
+        flight: asyncio.Task[KnownStage],
+    ) -> None:
         del self._flights[stage]
         kind[stage.region] -= 1
+        if caller is not None:
+            place = (stage.region, caller)
+            self._lookups_of[place] -= 1
+            if not self._lookups_of[place]:
+                del self._lookups_of[place]
         # Asking for the error marks it as seen: a background refresh has nobody who waits for it.
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, TokenServiceError):
             _log.error("stage_lookup_crashed", stage_arn=str(stage), exc_info=error)
 
-    async def _fly(self, stage: StageArn) -> KnownStage:
+    async def _fly(self, stage: StageArn, caller: str | None) -> KnownStage:
         shared = await self._find_shared(stage)
         if shared is not None:
             self._enter(shared)
@@ -295,6 +323,8 @@ class StageEndpointCache:
             found = await self._gateway.get_stage(stage.region, str(stage))
         except IvsNotFoundError as error:
             self._forget(stage)
+            if caller is not None:
+                self._note_made_up(stage.region, caller)
             raise _not_found(stage) from error
         except TokenServiceError as error:
             self._postpone(stage, error)
@@ -304,6 +334,30 @@ class StageEndpointCache:
         if self._saver is not None:
             self._saver.note(stage, fetched)
         return fetched
+
+    def _refuse_making_up(self, region: str, caller: str) -> None:
+        place = (region, caller)
+        ahead = self._made_up.get(place, 0.0) - self._clock()
+        if ahead <= 0:
+            return
+        # A clock that was set back keeps nobody out for longer.
+        ahead = min(ahead, _NONE_AT_ONCE * _NONE_SECONDS)
+        wait = ahead + (self._lookups_of[place] + 1 - _NONE_AT_ONCE) * _NONE_SECONDS
+        if wait > 0:
+            raise IvsThrottledError(
+                "This caller has looked up too many stages that do not exist.",
+                retry_after=wait,
+                operation="GetStage",
+                region=region,
+            )
+
+    def _note_made_up(self, region: str, caller: str) -> None:
+        now = self._clock()
+        place = (region, caller)
+        more = max(0.0, self._made_up.pop(place, now) - now) + _NONE_SECONDS
+        self._made_up[place] = now + min(more, _NONE_AT_ONCE * _NONE_SECONDS)
+        if len(self._made_up) > self._max_entries:
+            self._made_up.popitem(last=False)
 
     async def _find_shared(self, stage: StageArn) -> KnownStage | None:
         """Return what another replica has fetched within the time to live, tags included."""

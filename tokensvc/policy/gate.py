@@ -36,8 +36,8 @@ _NO_HEADERS: Final[Mapping[str, str]] = {}
 class StageTags(Protocol):
     """Where a stage's tags come from."""
 
-    async def tags(self, stage: StageArn) -> Mapping[str, str]:
-        """Return the tags; raises StageNotFoundError or another IvsError."""
+    async def tags(self, stage: StageArn, caller: str) -> Mapping[str, str]:
+        """Return the tags for a caller; raises StageNotFoundError or another IvsError."""
         ...
 
 
@@ -100,7 +100,7 @@ class PolicyGate:
             return admitted
         known = policy.known(caller)
         count = self._count(policy, caller, wanted.user_id, known) if counted else None
-        tags = await self._stage_tags.tags(wanted.stage)
+        tags = await self._stage_tags.tags(wanted.stage, caller)
         request = policy.decide(caller, wanted, tags).require()
         return Admitted(request, _NO_HEADERS if count is None else count.headers)
 
@@ -188,7 +188,7 @@ class PolicyGate:
         else:
             headers = _NO_HEADERS if last is None else last.headers
         if unknown:
-            tags = await self._look_up(unknown)
+            tags = await self._look_up(unknown, caller)
             for index, item in enumerate(items):
                 if answers[index] is None and not isinstance(item, TokenServiceError):
                     if pace.spent():
@@ -232,7 +232,9 @@ class PolicyGate:
         self._policy().require_connections(caller, of_others=of_others)
 
     async def _tags(self, policy: Policy, caller: str, stage: StageArn) -> Mapping[str, str] | None:
-        return await self._stage_tags.tags(stage) if policy.needs_tags(caller, stage) else None
+        if not policy.needs_tags(caller, stage):
+            return None
+        return await self._stage_tags.tags(stage, caller)
 
     def _count(
         self, policy: Policy, caller: str, user_id: str | None, known: CallerMemory | None
@@ -242,7 +244,7 @@ class PolicyGate:
         return self._limiter.count(caller, user_id, limits, policy.limits)
 
     async def _look_up(
-        self, stages: Mapping[StageArn, None]
+        self, stages: Mapping[StageArn, None], caller: str
     ) -> dict[StageArn, Mapping[str, str] | TokenServiceError]:
         found: dict[StageArn, Mapping[str, str] | TokenServiceError] = {}
         queue = iter(stages)
@@ -250,7 +252,7 @@ class PolicyGate:
         async def take() -> None:
             for stage in queue:
                 try:
-                    found[stage] = await self._stage_tags.tags(stage)
+                    found[stage] = await self._stage_tags.tags(stage, caller)
                 except TokenServiceError as error:
                     found[stage] = error
 
