@@ -124,7 +124,7 @@ async def test_no_join_fails_through_rotations_under_load(here: Installation) ->
         )
         marks = here.ledger.marks
         marks[key.key_id] = max(now + 600.0, marks.get(key.key_id, 0.0))
-        tokens.append((now + 600, key.mint_payload(payload)))
+        tokens.append((now + 600, key.mint_payload(*payload)))
         signed_by.add(key.key_id)
 
     async def load(busy: asyncio.Event) -> None:

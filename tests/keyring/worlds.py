@@ -435,7 +435,7 @@ class EmulatorWorld:
     def mint(self, key: SigningKey, exp: int) -> str:
         stage = self._site.stage
         return key.mint_payload(
-            participant_payload(
+            *participant_payload(
                 TokenRequest(StageArn.parse(stage.arn)),
                 StageEndpoints(stage.endpoints.events, stage.endpoints.whip),
                 participant_id=new_participant_id(),

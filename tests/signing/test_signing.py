@@ -1,8 +1,11 @@
 """The signing core: signatures that verify, one object for kid and key, no way out for a secret."""
 
 import copy
+import gc
 import pickle
 import sys
+import weakref
+from base64 import urlsafe_b64decode
 
 import jwt
 import pytest
@@ -26,6 +29,7 @@ from tokensvc.signing import (
     signatures_per_second,
 )
 from tokensvc.tokens.arn import InvalidArnError
+from tokensvc.tokens.jws import header_segment
 
 KID = "arn:aws:ivs:eu-central-1:123456789012:public-key/f99cde61-c2b0-4df3-8941-ca7d38acca1a"
 BACKENDS = ["aws-lc", "openssl"]
@@ -60,6 +64,47 @@ def test_inputs_that_begin_alike_are_signed_whole(backend, beginning, rests):
         verify(signature, beginning + rest)
         with pytest.raises(InvalidSignature):
             verify(signature, beginning + rest + b"x")
+
+
+segments = st.text("abcXYZ019-_", max_size=300).map(str.encode)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(shared=st.lists(segments, min_size=1, max_size=4), rests=st.lists(segments, max_size=8))
+def test_what_payloads_share_is_signed_with_the_rest_of_each(backend, shared, rests):
+    keys = [SigningKey(f"k{n}", f"{KID[:-1]}{n}", load_signer(DER, backend)) for n in range(2)]
+    for number, rest in enumerate(rests):
+        key, beginning = keys[number % 2], shared[number % len(shared)]
+        token = key.mint_payload(beginning, rest).encode()
+        signed, _, signature = token.rpartition(b".")
+        assert signed == header_segment(key.arn) + b"." + beginning + rest
+        verify(urlsafe_b64decode(signature), signed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_payloads_share_is_kept_within_bounds_and_goes_with_the_key(backend):
+    class Counting:
+        made = 0
+
+        def __init__(self) -> None:
+            self.signer = load_signer(DER, backend)
+
+        def after(self, beginning: bytes):
+            Counting.made += 1
+            return self.signer.after(beginning)
+
+    key = SigningKey("k1", KID, Counting())  # type: ignore[arg-type]
+    signer = weakref.ref(key.signer)
+    for _ in range(2):
+        for number in range(512):
+            key.mint_payload(b"%d" % number, b"")
+    assert Counting.made == 512
+    key.mint_payload(b"more", b"")
+    key.mint_payload(b"0", b"")
+    assert Counting.made == 514
+    del key
+    gc.collect()
+    assert signer() is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -220,7 +220,7 @@ def test_what_is_within_limits_arrives_unchanged_and_in_ascii(
         "attributes": attributes,
     }
     request = parse(body)
-    segment = participant_payload(
+    parts = participant_payload(
         request,
         StageEndpoints("wss://e.test", "https://w.test"),
         participant_id="p",
@@ -229,7 +229,7 @@ def test_what_is_within_limits_arrives_unchanged_and_in_ascii(
     )
     from base64 import urlsafe_b64decode
 
-    payload = urlsafe_b64decode(segment + b"==")
+    payload = urlsafe_b64decode(b"".join(parts) + b"==")
     assert payload.isascii()
     read = json.loads(payload)
     assert read.get("user_id") == user_id

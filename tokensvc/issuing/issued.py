@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -71,11 +71,12 @@ def signed_here(
 ) -> Draft:
     """Sign a participant token with `key`."""
     participant_id, iat, exp = identity.participant_id, identity.iat, identity.exp
-    payload = participant_payload(
+    shared, rest = participant_payload(
         request, endpoints, participant_id=participant_id, iat=iat, exp=exp
     )
-    drafts = _drafts(request, endpoints, iat, exp, key, caller_id)
-    return drafts(key.mint_payload(payload), participant_id, request.attributes, request.user_id)
+    text = key.mint_payload(shared, rest)
+    common = _common(request, endpoints, iat, exp, key, caller_id)
+    return _draft(text, participant_id, request.attributes, request.user_id, common)
 
 
 def signs_here(
@@ -94,66 +95,97 @@ def signs_here(
     """
     beginning, left = beginning_of_payloads(like, endpoints, iat=iat, exp=exp)
     mint = key.mints_after(beginning)
-    drafts = _drafts(like, endpoints, iat, exp, key, caller_id)
+    common = _common(like, endpoints, iat, exp, key, caller_id)
 
     def sign(request: TokenRequest) -> Draft:
         user_id, attributes, participant_id = request.user_id, request.attributes, new_id()
         text = mint(rest_of_payload(left, participant_id, attributes, user_id))
-        return drafts(text, participant_id, attributes, user_id)
+        return _draft(text, participant_id, attributes, user_id, common)
 
     return sign
 
 
-def _drafts(
+_Common: TypeAlias = tuple[
+    tuple[str, ...], int, datetime, str, str, str, str, str | None, int, int, StageEndpoints
+]
+"""What the tokens of a batch have in common of what `_draft` needs, in its order."""
+
+
+def _common(
     like: TokenRequest,
     endpoints: StageEndpoints,
     iat: int,
     exp: int,
     key: SigningKey,
     caller_id: str | None,
-) -> Callable[[str, str, Mapping[str, str], str | None], Draft]:
-    """Return what puts a token that `key` has signed together with its row.
+) -> _Common:
+    stage = like.stage
+    return (
+        like.capabilities,
+        like.duration,
+        _moment(exp),
+        stage.text,
+        stage.region,
+        key.key_id,
+        key.arn,
+        caller_id,
+        iat,
+        exp,
+        endpoints,
+    )
 
-    It is given the token, its participant's id, the attributes and the user; all else is that of `like`.
-    """
-    capabilities, duration, moment = like.capabilities, like.duration, _moment(exp)
-    stage_arn, region, key_id, key_arn = like.stage.text, like.stage.region, key.key_id, key.arn
 
-    def draft(
-        text: str, participant_id: str, attributes: Mapping[str, str], user_id: str | None
-    ) -> Draft:
-        # Both in the order of their fields: naming them takes twice as long.
-        token = IssuedToken(
-            text,
+def _draft(
+    text: str,
+    participant_id: str,
+    attributes: Mapping[str, str],
+    user_id: str | None,
+    common: _Common,
+) -> Draft:
+    """Put a token that a key has signed together with its row."""
+    (
+        capabilities,
+        duration,
+        moment,
+        stage_arn,
+        region,
+        key_id,
+        key_arn,
+        caller_id,
+        iat,
+        exp,
+        endpoints,
+    ) = common
+    # Both in the order of their fields: naming them takes twice as long.
+    token = IssuedToken(
+        text,
+        participant_id,
+        user_id,
+        attributes,
+        capabilities,
+        duration,
+        moment,
+        "local",
+        key_arn,
+        True,
+    )
+    row = LedgerRow._make(
+        (
             participant_id,
+            PARTICIPANT,
+            stage_arn,
+            region,
             user_id,
-            attributes,
-            capabilities,
-            duration,
-            moment,
-            "local",
+            key_id,
             key_arn,
-            True,
+            caller_id,
+            "local",
+            iat,
+            exp,
+            endpoints,
         )
-        row = LedgerRow._make(
-            (
-                participant_id,
-                PARTICIPANT,
-                stage_arn,
-                region,
-                user_id,
-                key_id,
-                key_arn,
-                caller_id,
-                "local",
-                iat,
-                exp,
-                endpoints,
-            )
-        )
-        return Draft(token, row)
-
-    return draft
+    )
+    return Draft(token, row)
 
 
 def made_by_ivs(request: TokenRequest, made: IvsToken, now: int, caller_id: str | None) -> Draft:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Final
 
 from tokensvc.signing.keys import fingerprint
 from tokensvc.signing.signer import Backend, SecretHolder, Signer
@@ -10,6 +12,9 @@ from tokensvc.tokens.arn import PublicKeyArn
 from tokensvc.tokens.jws import compact, header_segment, payload_segment
 
 __all__ = ["SigningKey"]
+
+_SHARED_PARTS: Final = 512
+"""Beginnings of payloads that a key keeps hashed, 1 KB each: one for each stage and set of capabilities."""
 
 
 class SigningKey(SecretHolder):
@@ -19,12 +24,12 @@ class SigningKey(SecretHolder):
     and never again.
     """
 
-    __slots__ = ("_arn", "_beginning", "_finish", "_key_id", "_signer")
+    __slots__ = ("_arn", "_header", "_key_id", "_remembered", "_signer")
 
     _arn: PublicKeyArn
-    _beginning: bytes
-    _finish: Callable[[bytes], bytes]
+    _header: bytes
     _key_id: str
+    _remembered: Callable[[bytes], Callable[[bytes], str]]
     _signer: Signer
 
     def __init__(self, key_id: str, arn: str, signer: Signer) -> None:
@@ -36,9 +41,10 @@ class SigningKey(SecretHolder):
         set_once(self, "_arn", PublicKeyArn.parse(arn))
         set_once(self, "_key_id", key_id)
         set_once(self, "_signer", signer)
-        beginning = header_segment(arn) + b"."
-        set_once(self, "_beginning", beginning)
-        set_once(self, "_finish", signer.after(beginning))
+        header = header_segment(arn) + b"."
+        set_once(self, "_header", header)
+        # It goes with the key, whose private half nothing else must keep.
+        set_once(self, "_remembered", lru_cache(_SHARED_PARTS)(partial(_mints, signer, header)))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a SigningKey does not change; {name} is what it is")
@@ -86,18 +92,25 @@ class SigningKey(SecretHolder):
 
     def mint(self, claims: Mapping[str, object]) -> str:
         """Return the token with these claims (JWS compact serialisation, RFC 7515 section 7.1)."""
-        return self.mint_payload(payload_segment(claims))
+        return self.mint_payload(b"", payload_segment(claims))
 
-    def mint_payload(self, payload: bytes) -> str:
-        """Return the token with this payload, which is encoded already."""
-        return compact(self._beginning, payload, self._finish(payload))
+    def mint_payload(self, shared: bytes, rest: bytes) -> str:
+        """Return the token whose payload is `shared` and then `rest`, both encoded already.
+
+        What many tokens share is put together, and hashed, once.
+        """
+        return self._remembered(shared)(rest)
 
     def mints_after(self, payloads: bytes) -> Callable[[bytes], str]:
         """Return what mints tokens whose payloads all begin with `payloads`; it is given the rest."""
-        beginning = self._beginning + payloads
-        finish = self._signer.after(beginning)
+        return _mints(self._signer, self._header, payloads)
 
-        def mint(rest: bytes) -> str:
-            return compact(beginning, rest, finish(rest))
 
-        return mint
+def _mints(signer: Signer, header: bytes, payloads: bytes) -> Callable[[bytes], str]:
+    beginning = header + payloads
+    finish = signer.after(beginning)
+
+    def mint(rest: bytes) -> str:
+        return compact(beginning, rest, finish(rest))
+
+    return mint

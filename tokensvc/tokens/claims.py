@@ -71,15 +71,16 @@ class WantedToken(msgspec.Struct, frozen=True, gc=False):
 
 def participant_payload(
     request: TokenRequest, endpoints: StageEndpoints, *, participant_id: str, iat: int, exp: int
-) -> bytes:
-    """Return the encoded payload of a participant token; `iat` and `exp` are whole Unix seconds.
+) -> tuple[bytes, bytes]:
+    """Return the encoded payload of a participant token: what all of its stage share, and the rest.
 
-    A capability that was not asked for is left out rather than set to false, as the guide does for
-    subscribe-only participants. Raises UnicodeEncodeError for a lone surrogate.
+    `iat` and `exp` are whole Unix seconds. A capability that was not asked for is left out rather than
+    set to false, as the guide does for subscribe-only participants. Raises UnicodeEncodeError for a lone
+    surrogate.
     """
-    encoded, left = _shared_part(request.stage, endpoints, request.capabilities)
+    shared, left = _shared_part(request.stage, endpoints, request.capabilities)
     left += _times(iat, exp)
-    return encoded + rest_of_payload(left, participant_id, request.attributes, request.user_id)
+    return shared, rest_of_payload(left, participant_id, request.attributes, request.user_id)
 
 
 def beginning_of_payloads(
@@ -97,7 +98,7 @@ def beginning_of_payloads(
 def rest_of_payload(
     left: bytes, participant_id: str, attributes: Mapping[str, str], user_id: str | None
 ) -> bytes:
-    """Return the rest of a payload that begins so; with it, it is what `participant_payload` returns."""
+    """Return the rest of a payload that begins so; both are what `participant_payload` returns, in all."""
     own = _OwnClaims(participant_id, attributes, user_id)
     return base64url(left + ascii_json(own)[1:])
 
