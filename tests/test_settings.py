@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokensvc.errors import ConfigurationError
 from tokensvc.http.hardening import complaints
 from tokensvc.settings import Settings, describe
+from tokensvc.store import upgrade
 
 
 def test_defaults_listen_on_loopback_only_and_name_no_region() -> None:
@@ -25,6 +26,14 @@ def test_store_and_master_key_follow_the_data_folder() -> None:
     settings = Settings.load({"TOKENSVC_DATA_DIR": "/srv/tokens"})
     assert settings.database_url == "sqlite+aiosqlite:////srv/tokens/tokensvc.db"
     assert settings.master_key_file == Path("/srv/tokens/master.key")
+
+
+def test_the_store_is_in_the_data_folder_whatever_that_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "a?b=c#d%41 \N{SNOWMAN}"
+    folder.mkdir()
+    upgrade(Settings(data_dir=folder).database_url)
+    assert [file.name for file in folder.iterdir()] == ["tokensvc.db"]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_serving_without_a_region_says_which_variable_to_set() -> None:

@@ -426,7 +426,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.database_url:
-            url = f"sqlite+aiosqlite:///{self.data_dir / 'tokensvc.db'}"
+            path = str(self.data_dir / "tokensvc.db")
+            # As a URL has it: `?` would begin a query, and `%` an escape.
+            url = f"sqlite+aiosqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
             object.__setattr__(self, "database_url", url)
         if self.master_key_file == Path():
             object.__setattr__(self, "master_key_file", self.data_dir / "master.key")

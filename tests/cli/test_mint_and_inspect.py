@@ -60,6 +60,12 @@ def test_what_is_minted_is_taken_as_it_was_asked(cli: Cli, stage: str, token: Ru
     assert claims.expires_at == pytest.approx(time.time() + 1800, abs=60)
 
 
+def test_an_attribute_is_given_once(stage: str, token: Run):
+    asked = ("mint", "--stage-arn", stage, "--attribute", "team=red")
+    assert "'team' is given twice" in token(*asked, "--attribute", "team=blue", expect=2)
+    assert "'blue' is not NAME=VALUE" in token(*asked, "--attribute", "blue", expect=2)
+
+
 def test_the_least_is_a_stage(cli: Cli, stage: str, token: Run):
     minted = json.loads(token("mint", "--stage-arn", stage, "--json"))
     assert (minted["duration"], minted["issuer"]) == (720, "local")
@@ -99,7 +105,7 @@ def test_a_good_token_is_found_good(
     assert said.startswith("participant token: IVS would accept it; signature valid\n")
     assert f'resource: "{stage}"' in said
     # From standard input as well, and as JSON.
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"  {text}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"  {text}\n".encode())))
     found = json.loads(token("inspect", "--against", against, "--json"))
     assert (found["acceptable"], found["signature"], found["findings"]) == (True, "valid", [])
     assert found["claims"]["user_id"] == "ana"

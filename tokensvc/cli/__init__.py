@@ -7,13 +7,16 @@ Each command has a module here, light to import; what a command needs is loaded 
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit."""
+    _prepare_streams()
     try:
         from tokensvc.telemetry.structlog_alone import load_structlog
 
@@ -32,3 +35,19 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    # Where one is closed, the next file or socket would have its number, and what is printed.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        # Complaints go there, not to standard output, where click would have them.
+        sys.stderr = os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show is no reason to fail.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

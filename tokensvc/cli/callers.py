@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -11,9 +12,10 @@ import click
 
 from tokensvc.cli.opening import with_store
 from tokensvc.cli.output import json_option, moment, print_json, print_table
+from tokensvc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tokensvc.callers import Caller, SqlCallerStore
+    from tokensvc.callers import ApiKey, Caller, SqlCallerStore
 
 __all__ = ["callers"]
 
@@ -60,13 +62,12 @@ def callers() -> None:
 def add(name: str, scopes: tuple[str, ...], expires_in: int | None, as_json: bool) -> None:
     """Add a caller and print its API key: now, and never again."""
 
-    async def work(store: SqlCallerStore) -> None:
+    async def work(store: SqlCallerStore) -> tuple[Caller, ApiKey]:
         wanted = scopes or ("tokens:mint", "tokens:read")
         expires_at = None if expires_in is None else time.time() + expires_in
-        caller, api_key = await store.add(name, wanted, expires_at)
-        _print_new_key(caller, api_key.reveal(), as_json)
+        return await store.add(name, wanted, expires_at)
 
-    _with_store(work)
+    _make_key(work, as_json)
 
 
 @callers.command("list")
@@ -114,13 +115,10 @@ def list_(as_json: bool) -> None:
 def rotate(caller: str, overlap: int, restart: bool, as_json: bool) -> None:
     """Give CALLER (its id or name) a new API key and print it: now, and never again."""
 
-    async def work(store: SqlCallerStore) -> None:
-        changed, api_key = await store.rotate(
-            caller, old_valid_until=time.time() + overlap, restart=restart
-        )
-        _print_new_key(changed, api_key.reveal(), as_json)
+    async def work(store: SqlCallerStore) -> tuple[Caller, ApiKey]:
+        return await store.rotate(caller, old_valid_until=time.time() + overlap, restart=restart)
 
-    _with_store(work)
+    _make_key(work, as_json)
 
 
 @callers.command()
@@ -155,6 +153,24 @@ def _as_row(caller: Caller, now: float) -> dict[str, object]:
         "expiresAt": caller.expires_at,
         "revokedAt": caller.revoked_at,
     }
+
+
+def _make_key(
+    make: Callable[[SqlCallerStore], Awaitable[tuple[Caller, ApiKey]]], as_json: bool
+) -> None:
+    """Make an API key and print it, which nobody can do again."""
+    if sys.stdout is None:
+        raise ConfigurationError("standard output is closed, and the API key would be lost")
+    caller, api_key = _with_store(make)
+    try:
+        _print_new_key(caller, api_key.reveal(), as_json)
+    except OSError:
+        click.echo(
+            "tokensvc: the API key is made and could not be shown;"
+            f" `tokensvc callers rotate {caller.name} --restart` makes another",
+            err=True,
+        )
+        raise
 
 
 def _print_new_key(caller: Caller, api_key: str, as_json: bool) -> None:

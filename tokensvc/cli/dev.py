@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tokensvc.cli.arguments import PathOption
 from tokensvc.errors import (
     ConfigurationError,
     KeyMismatchError,
@@ -51,7 +52,7 @@ EMULATOR_CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "emulator", "AWS_SECRET_ACCE
 )
 @click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathOption(file_okay=False),
     help="Folder to keep everything in.  [default: TOKENSVC_DATA_DIR]",
 )
 def dev(

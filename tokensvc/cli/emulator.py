@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tokensvc.cli.arguments import PathOption
+
 if TYPE_CHECKING:
     from tokensvc.settings import Settings
 
@@ -20,7 +22,7 @@ __all__ = ["emulator"]
 )
 @click.option(
     "--state-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathOption(dir_okay=False),
     help="Keep stages and public keys in this file; without it they go when the emulator stops.",
 )
 @click.option("--account", default="123456789012", show_default=True, help="AWS account to act as.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tokensvc.cli.arguments import PathOption
 from tokensvc.cli.key_work import EXIT_CODES, FAILED, NOT_YET, report_problems, with_parts
 from tokensvc.cli.output import json_option, moment, print_json, print_table
 from tokensvc.errors import ConfigurationError, TokenServiceError
@@ -22,7 +23,7 @@ __all__ = ["import_", "invalidate", "reconcile", "reseal"]
 # A P-384 private key in PEM has some 300 bytes.
 _MAX_KEY_FILE_BYTES: Final = 16_384
 
-_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+_file = PathOption(exists=True, dir_okay=False)
 
 
 @click.command(epilog=EXIT_CODES)

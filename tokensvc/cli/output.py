@@ -14,8 +14,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def print_json(value: object) -> None:
-    """Print `value` as indented JSON, one final newline."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode("utf-8"))
+    """Print `value` as indented JSON, one final newline, in UTF-8 whatever the terminal's encoding is."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tokensvc.cli.arguments import PathOption, pairs_of
 from tokensvc.cli.output import json_option, print_json, printable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def policy() -> None:
 @click.option(
     "--file",
     "path",
-    type=click.Path(path_type=Path),
+    type=PathOption(),
     help="The policy file; default: TOKENSVC_POLICY_FILE.",
 )
 @click.option("--caller", help="Name of the caller; without it, only the file is checked.")
@@ -78,7 +79,7 @@ def check(
         "role": role,
         "duration": duration,
         "capabilities": list(capabilities) or None,
-        "attributes": _pairs(attributes, "--attribute") or None,
+        "attributes": pairs_of(attributes, "--attribute") or None,
         "issuer": issuer,
     }
     given = {name: value for name, value in request.items() if value is not None}
@@ -90,7 +91,7 @@ def check(
         raise click.UsageError("A request is for a stage: give --stage-arn.")
     wanted = _parse(given, settings)
     findings: list[Finding] = []
-    known = _pairs(tags, "--tag") or _ask_for_tags(loaded, caller, wanted, settings)
+    known = pairs_of(tags, "--tag") or _ask_for_tags(loaded, caller, wanted, settings)
     decision = loaded.decide(caller, wanted, known, findings=findings)
     # A caller without a rule is refused before any rule has said something.
     findings = findings or [
@@ -139,16 +140,6 @@ def _ask_for_tags(
             await gateway.aclose()
 
     return asyncio.run(ask())
-
-
-def _pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
-        pairs[name] = value
-    return pairs
 
 
 def _tell_file(loaded: Policy, as_json: bool) -> int:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+from typing import Final
+
 import click
 
 from tokensvc.cli.bans import bans
@@ -20,6 +25,8 @@ from tokensvc.cli.token import token
 from tokensvc.errors import TokenServiceError
 
 __all__ = ["run"]
+
+_OUTPUT_FAULTS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @click.group(
@@ -63,6 +70,14 @@ def run(arguments: list[str]) -> int:
         for fault in error.errors:
             if fault.field and fault.field not in error.detail:
                 click.echo(f"tokensvc: {fault.field}: {fault.detail}", err=True)
+        return 1
+    except OSError as error:
+        # Any other one has become an error of ours where it happened.
+        if error.errno not in _OUTPUT_FAULTS:
+            raise
+        click.echo(f"tokensvc: standard output cannot be written: {error.strerror}", err=True)
+        # Python would try what is left once more at its end, and complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except click.exceptions.Abort:
         return 130

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from tokensvc.cli.arguments import pairs_of
 from tokensvc.cli.auditing import audited
 from tokensvc.cli.output import json_option, print_json, printable
 
@@ -69,7 +70,7 @@ def mint(
         "userId": user_id,
         "duration": duration,
         "capabilities": list(capabilities) or None,
-        "attributes": _pairs(attributes),
+        "attributes": pairs_of(attributes, "--attribute") or None,
         "issuer": issuer,
     }
     settings = Settings.load()
@@ -100,24 +101,15 @@ def inspect(text: str | None, against: str, as_json: bool) -> int:
     from tokensvc.tokens.limits import MAX_TOKEN_CHARS
 
     if text is None:
-        # One character more than a token may have is enough to be told so.
-        text = sys.stdin.read(MAX_TOKEN_CHARS + 1)
+        # One byte more than a token may have is enough to be told so; what is no text is no token either.
+        given = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_TOKEN_CHARS + 1)
+        text = given.decode("utf-8", "replace")
     inspection = asyncio.run(_inspect(Settings.load(), text.strip(), against))
     if as_json:
         print_json(_as_object(inspection))
     else:
         _print_inspection(inspection)
     return 0 if inspection.acceptable else REFUSED
-
-
-def _pairs(attributes: tuple[str, ...]) -> dict[str, str] | None:
-    pairs = {}
-    for attribute in attributes:
-        name, separator, value = attribute.partition("=")
-        if not separator:
-            raise click.BadParameter(f"{attribute!r} is not NAME=VALUE", param_hint="--attribute")
-        pairs[name] = value
-    return pairs or None
 
 
 async def _mint(settings: Settings, fields: dict[str, object]) -> IssuedToken:
