@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ from tokensvc.cli.root import run
 def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TOKENSVC_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TOKENSVC_REGIONS", REGION)
-    monkeypatch.setenv("TOKENSVC_AUDIT", str(tmp_path / "audit.log"))
     assert run(["db", "upgrade"]) == 0
+    monkeypatch.setenv("TOKENSVC_AUDIT", str(tmp_path / "audit.log"))
     return tmp_path / "audit.log"
 
 
@@ -51,6 +54,12 @@ def test_commands_are_recorded_with_their_outcome(audit: Path, capsys: pytest.Ca
     assert "ana" not in text
 
 
+def test_a_schema_that_is_brought_up_to_date_is_recorded(audit: Path):
+    assert run(["db", "upgrade"]) == 0
+    (record,) = told(audit)
+    assert (record["action"], record["outcome"]) == ("command.db.upgrade", "done")
+
+
 def test_what_a_command_prints_is_not_mixed_with_its_record(
     audit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
@@ -71,3 +80,33 @@ def test_a_command_that_cannot_be_recorded_does_nothing(
     monkeypatch.delenv("TOKENSVC_AUDIT")
     assert run(["callers", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["callers"] == []
+
+
+def test_what_must_be_recorded_is_recorded_before_it_is_done(
+    audit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TOKENSVC_AUDIT_REQUIRED", "true")
+    assert run(["callers", "add", "game"]) == 0
+    assert run(["callers", "list"]) == 0
+    begun, done = told(audit)
+    assert (begun["outcome"], done["outcome"]) == ("begun", "done")
+    assert begun["options"] == done["options"]
+    monkeypatch.setenv("TOKENSVC_AUDIT", "/dev/full")
+    assert run(["callers", "add", "other"]) == 1
+    assert "cannot be recorded now (TOKENSVC_AUDIT_REQUIRED)" in capsys.readouterr().err
+    assert run(["callers", "list", "--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["callers"]] == ["game"]
+
+
+def test_a_command_that_is_ended_is_recorded(audit: Path, monkeypatch: pytest.MonkeyPatch):
+    async def never(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("tokensvc.callers.SqlCallerStore.add", never)
+    with pytest.raises(SystemExit) as caught:
+        run(["callers", "add", "game"])
+    assert caught.value.code == 128 + signal.SIGTERM
+    (record,) = told(audit)
+    assert (record["action"], record["outcome"]) == ("command.callers.add", "interrupted")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

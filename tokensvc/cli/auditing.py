@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,16 @@ __all__ = ["audited"]
 
 _READ_ONLY: Final = frozenset({"list", "show", "check", "inspect", "settings", "doctor"})
 _USER_ID: Final = "user_id"
+_SETTLE_SECONDS: Final = 5.0
 
 
 @contextmanager
 def audited(settings: Settings) -> Iterator[Audit | None]:
     """Record the command that runs now, once the body has ended; one that only reads is not recorded.
 
-    None where nothing is recorded. Raises ConfigurationError where the audit file cannot be opened,
-    before anything is done.
+    None where nothing is recorded. Where nothing may be done unrecorded, a record says first that the
+    command begins. Raises ConfigurationError where the audit file cannot be opened, and
+    AuditUnavailableError where that record cannot be written, before anything is done.
     """
     if settings.audit is None:
         yield None
@@ -40,15 +43,36 @@ def audited(settings: Settings) -> Iterator[Audit | None]:
         if context.info_name in _READ_ONLY:
             yield audit
             return
+        if audit.required:
+            _record(audit, context, "begun")
+            audit.settle(_SETTLE_SECONDS)
         outcome = "failed"
         try:
-            yield audit
+            with _ended_by_sigterm():
+                yield audit
             outcome = "done"
         except TokenServiceError as error:
             outcome = error.code
             raise
+        except (KeyboardInterrupt, SystemExit):
+            outcome = "interrupted"
+            raise
         finally:
             _record(audit, context, outcome)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the body as Ctrl-C does, so that what it did is recorded."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _record(audit: Audit, context: click.Context, outcome: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from tokensvc.cli.auditing import audited
+
 __all__ = ["db"]
 
 
@@ -22,5 +24,6 @@ def upgrade() -> None:
     from tokensvc.store.schema import HEAD, upgrade
 
     settings = Settings.load()
-    changed = upgrade(settings.database_url)
+    with audited(settings):
+        changed = upgrade(settings.database_url)
     click.echo(f"schema {HEAD}: {'upgraded' if changed else 'was current already'}")

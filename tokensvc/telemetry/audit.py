@@ -60,6 +60,10 @@ class Lines(Protocol):
         """Take one."""
         ...
 
+    def settle(self, seconds: float) -> bool:
+        """Wait, blocking, and tell whether all are written."""
+        ...
+
 
 class MintGroup(msgspec.Struct, frozen=True):
     """What one count of tokens is of; `outcome` is `done` or the code of a problem."""
@@ -125,11 +129,12 @@ class Audit:
     def check(self) -> None:
         """Raise AuditUnavailableError where records are required and cannot be written."""
         if self._required and self._lines is not None and self._lines.failing is not None:
-            raise AuditUnavailableError(
-                "What is done cannot be recorded now (TOKENSVC_AUDIT_REQUIRED).",
-                retry_after=_RETRY_SECONDS,
-                reason=self._lines.failing,
-            )
+            raise _unavailable(self._lines.failing)
+
+    def settle(self, seconds: float) -> None:
+        """Wait, blocking, until all records are written; raises as `check` where they are not in time."""
+        if self._lines is not None and not self._lines.settle(seconds) and self._required:
+            raise _unavailable(self._lines.failing)
 
     def action(
         self,
@@ -228,6 +233,14 @@ class AuditMetrics(Collector):
             "1 while audit records cannot be written, else 0.",
             value=float(self._lines.failing is not None),
         )
+
+
+def _unavailable(reason: str | None) -> AuditUnavailableError:
+    return AuditUnavailableError(
+        "What is done cannot be recorded now (TOKENSVC_AUDIT_REQUIRED).",
+        retry_after=_RETRY_SECONDS,
+        reason=reason,
+    )
 
 
 def _moment(seconds: float) -> str:

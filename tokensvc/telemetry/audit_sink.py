@@ -93,6 +93,12 @@ class AuditSink:
             self._waiting.append(line)
             self._changed.notify()
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until all lines are written, or one cannot be, or so long; blocking. Tell whether all are."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting or self.failing is not None, seconds)
+            return not self._waiting
+
     def close(self, seconds: float = 5.0) -> None:
         """Write what waits, for at most `seconds`; blocking. What is left then is counted as dropped."""
         with self._changed:
@@ -134,6 +140,7 @@ class AuditSink:
             # Only this thread takes from the left.
             for _ in range(sent):
                 self._waiting.popleft()
+            self._changed.notify_all()
 
     def _write_line(self, line: bytes) -> None:
         # What is left of a line that was cut off stays a line of its own; the record is written whole.
