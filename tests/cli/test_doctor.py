@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.http.issuer import AUDIENCE, issuer_running
 from tests.http.support import NOW, REGION, FakeIvs, Service, install, running, settings_for
 from tests.policy.support import POLICY
 from tokensvc.cli.diagnosis import Diagnosis, diagnose
@@ -129,6 +131,46 @@ async def test_what_is_missing_is_named(installed: Service, tmp_path: Path):
     for check in ("database", "master key", "policy", "settings"):
         assert found[check].verdict == "fail", check
     assert "tokensvc db upgrade" in found["database"].detail
+
+
+async def test_an_issuer_that_answers_and_one_that_does_not(installed: Service):
+    with issuer_running() as issuer:
+        settings = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE}
+        good = (await seen(installed, **settings))["oidc"]
+        issuer.down = True
+        refusing = (await seen(installed, **settings))["oidc"]
+        url = f"{issuer.url}/keys"
+        other = (await seen(installed, **settings, oidc_jwks_url=url))["oidc"]
+    gone = (await seen(installed, **settings))["oidc"]
+    assert (good.verdict, good.detail) == (
+        "ok",
+        f"{issuer.url} has 1 keys that may be used.",
+    )
+    assert {refusing.verdict, other.verdict, gone.verdict} == {"fail"}
+    assert "(status: 500) (url: http" in refusing.detail
+    assert f"(url: {url})" in other.detail
+    assert "does not answer as it should" in gone.detail
+    assert "oidc" not in await seen(installed)
+
+
+async def test_an_audit_record_that_cannot_be_written(installed: Service, tmp_path: Path):
+    async def audit(target: Path, **changes: Any) -> Diagnosis:
+        return (await seen(installed, audit=str(target), **changes))["audit"]
+
+    pipe, kept = tmp_path / "pipe", tmp_path / "kept.log"
+    os.mkfifo(pipe)
+    kept.write_text("a record\n")
+    for target in (tmp_path, pipe, tmp_path / "none" / "audit.log"):
+        found = await audit(target)
+        assert found.verdict == "fail", target
+        assert f"The audit file {target} cannot be opened" in found.detail
+    assert not (tmp_path / "none").exists()
+    assert (await audit(kept)).verdict == "ok"
+    assert kept.read_text() == "a record\n"
+    key = tmp_path / "bad.key"
+    key.write_text("no key")
+    key.chmod(0o600)
+    assert (await audit(kept, audit_key_file=key)).verdict == "fail"
 
 
 async def test_a_policy_with_a_fault_is_told_by_line(installed: Service, tmp_path: Path):

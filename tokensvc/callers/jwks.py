@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from tokensvc.errors import ConfigurationError, IdentityProviderError
 
-__all__ = ["Fetch", "IssuerKeys", "check_url", "fetch_json", "open_fetch"]
+__all__ = ["Fetch", "IssuerKeys", "check_url", "fetch_json", "open_fetch", "read_keys"]
 
 REFRESH_SECONDS: Final = 300.0
 IDLE_SECONDS: Final = 600.0
@@ -139,7 +139,7 @@ class IssuerKeys:
     async def _refresh(self) -> None:
         asked_at = self._clock()
         try:
-            keys = _read_keys(await asyncio.to_thread(self._fetch), self._algorithms)
+            keys = read_keys(await asyncio.to_thread(self._fetch), self._algorithms)
         except IdentityProviderError as fault:
             self._fault = fault
             _log.warning("issuer_keys_not_fetched", reason=fault.detail, context=fault.context)
@@ -164,8 +164,11 @@ class IssuerKeys:
         )
 
 
-def _read_keys(answer: object, algorithms: frozenset[str]) -> dict[str, jwt.PyJWK]:
-    """Return the usable signing keys of a JWK set (RFC 7517, section 5); others are left out."""
+def read_keys(answer: object, algorithms: frozenset[str]) -> dict[str, jwt.PyJWK]:
+    """Return the usable signing keys of a JWK set (RFC 7517, section 5); others are left out.
+
+    Raises IdentityProviderError where there is none.
+    """
     listed = answer.get("keys") if isinstance(answer, dict) else None
     if not isinstance(listed, list):
         raise IdentityProviderError("The issuer's answer is not a JWK set.")

@@ -5,6 +5,7 @@ It reads and asks, and changes nothing: no database is migrated, no key imported
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -14,12 +15,17 @@ from typing import Any, Literal, TypeAlias, cast
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.callers import SqlCallerStore
+from tokensvc.callers.jwks import WAIT_SECONDS, open_fetch, read_keys
+from tokensvc.callers.oidc import OidcConfig
 from tokensvc.errors import (
     ConfigurationError,
+    IdentityProviderError,
     IvsAccessDeniedError,
     KeyMismatchError,
     TokenServiceError,
 )
+from tokensvc.http.admission import oidc_config
+from tokensvc.http.auditing import check_audit
 from tokensvc.http.database import open_database
 from tokensvc.http.hardening import complaints
 from tokensvc.http.health_watch import describe_drift
@@ -90,9 +96,11 @@ class _Doctor:
             for region in settings.regions:
                 yield await self._tried(f"key ring {region}", self._ring, self._engine, region)
             yield await self._tried("callers", self._callers, self._engine)
+        if settings.oidc_issuer is not None:
+            yield await self._tried("oidc", self._oidc)
         yield await self._tried("policy", self._policy)
         yield await self._tried("port", self._port)
-        yield self._audit()
+        yield await self._tried("audit", self._audit)
         for line in complaints(settings, self._environ):
             yield Diagnosis("hardening", "fail" if settings.hardened else "warn", line)
 
@@ -202,6 +210,20 @@ class _Doctor:
             )
         return Diagnosis("callers", "ok", f"{active} may call.")
 
+    async def _oidc(self) -> Diagnosis:
+        config = cast("OidcConfig", oidc_config(self._settings))
+        fetch = open_fetch(config.issuer, config.jwks_url)
+        try:
+            answer = await asyncio.wait_for(asyncio.to_thread(fetch), WAIT_SECONDS)
+            keys = read_keys(answer, frozenset(config.algorithms))
+        except IdentityProviderError as error:
+            why = "".join(f" ({name}: {value})" for name, value in error.context.items())
+            return Diagnosis("oidc", "fail", f"{config.issuer}: {error.detail}{why}")
+        except TimeoutError:
+            late = f"{config.issuer} does not answer within {WAIT_SECONDS:.0f} s."
+            return Diagnosis("oidc", "fail", late)
+        return Diagnosis("oidc", "ok", f"{config.issuer} has {len(keys)} keys that may be used.")
+
     async def _policy(self) -> Diagnosis:
         path = self._settings.policy_file
         if path is None:
@@ -222,10 +244,12 @@ class _Doctor:
             return Diagnosis("port", "warn", error.detail)
         return Diagnosis("port", "ok", f"{settings.host}:{settings.port} is free.")
 
-    def _audit(self) -> Diagnosis:
-        if self._settings.audit is None:
+    async def _audit(self) -> Diagnosis:
+        settings = self._settings
+        if settings.audit is None:
             return Diagnosis("audit", "warn", "Nothing is recorded: TOKENSVC_AUDIT is not set.")
-        return Diagnosis("audit", "ok", f"Records go to {self._settings.audit}.")
+        check_audit(settings)
+        return Diagnosis("audit", "ok", f"Records go to {settings.audit}.")
 
 
 async def diagnose(

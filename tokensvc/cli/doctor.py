@@ -22,9 +22,9 @@ __all__ = ["doctor"]
 def doctor(as_json: bool) -> int:
     """Find out what is wrong with an installation.
 
-    Looks at settings, database, master key, AWS, clock, key ring, callers, policy and port. Asks
-    IVS for its list of public keys in each Region; changes nothing. Exit code 0: nothing failed,
-    warnings apart. 1: something failed.
+    Looks at settings, database, master key, AWS, clock, key ring, callers, OIDC issuer, policy, port and
+    audit record. Asks IVS for its list of public keys in each Region; changes nothing. Exit code 0:
+    nothing failed, warnings apart. 1: something failed.
     """
     found = _diagnose()
     failed = any(one.verdict == "fail" for one in found)

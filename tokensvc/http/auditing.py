@@ -11,9 +11,9 @@ from tokensvc.errors import ConfigurationError
 from tokensvc.keyring.master_key import create_master_key, load_master_key
 from tokensvc.settings import Settings
 from tokensvc.telemetry.audit import Audit, UserIds, hashed_user_ids, plain_user_ids
-from tokensvc.telemetry.audit_sink import STANDARD_ERROR, STANDARD_OUTPUT, AuditSink
+from tokensvc.telemetry.audit_sink import STANDARD_ERROR, STANDARD_OUTPUT, AuditSink, check_target
 
-__all__ = ["COMMAND_LINE", "auditing", "open_audit"]
+__all__ = ["COMMAND_LINE", "auditing", "check_audit", "open_audit"]
 
 COMMAND_LINE: Final = "command line"
 _KEY: Final = "audit key"
@@ -50,6 +50,15 @@ def open_audit(
     finally:
         audit.tell_mints()
         lines.close()
+
+
+def check_audit(settings: Settings) -> None:
+    """Raise ConfigurationError where `open_audit` would, as far as can be told without making anything."""
+    if settings.audit is None:
+        return
+    check_target(settings.audit)
+    if settings.audit_user_ids != "plain" and settings.audit_key_file.exists():
+        load_master_key(settings.audit_key_file, _KEY)
 
 
 @contextlib.asynccontextmanager

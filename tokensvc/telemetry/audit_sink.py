@@ -22,7 +22,7 @@ import structlog
 
 from tokensvc.errors import ConfigurationError
 
-__all__ = ["STANDARD_ERROR", "STANDARD_OUTPUT", "AuditSink"]
+__all__ = ["STANDARD_ERROR", "STANDARD_OUTPUT", "AuditSink", "check_target"]
 
 STANDARD_OUTPUT: Final = "stdout"
 STANDARD_ERROR: Final = "stderr"
@@ -78,9 +78,7 @@ class AuditSink:
             try:
                 self._descriptor = _open(self._path)
             except OSError as error:
-                raise ConfigurationError(
-                    f"The audit file {self._path} cannot be opened: {error.strerror}."
-                ) from error
+                raise _not_opened(self._path, error.strerror) from error
         self._thread.start()
 
     def put(self, line: bytes) -> None:
@@ -187,3 +185,22 @@ class AuditSink:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def check_target(target: str) -> None:
+    """Raise ConfigurationError where lines cannot be appended to `target`; no file is made."""
+    if target in _STREAMS:
+        return
+    path = Path(target).expanduser()
+    try:
+        if path.exists():
+            # A pipe that nobody reads is told, not waited for.
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC))
+        elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise _not_opened(path, "its folder is not there, or not to be written in")
+    except OSError as error:
+        raise _not_opened(path, error.strerror) from error
+
+
+def _not_opened(path: Path, why: str | None) -> ConfigurationError:
+    return ConfigurationError(f"The audit file {path} cannot be opened: {why}.")
