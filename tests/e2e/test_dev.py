@@ -227,6 +227,23 @@ def test_taken_port_gives_one_line_and_leaves_nothing_behind(tmp_path: Path, tak
     assert list((tmp_path / "keys").iterdir()) == []
 
 
+def test_two_in_a_data_folder_are_one_too_many(tmp_path: Path) -> None:
+    with RunningDev(tmp_path) as dev:
+        service, emulator = free_ports(2)
+        done = run_to_end(
+            tokensvc_command("dev"),
+            tmp_path,
+            {
+                "TOKENSVC_PORT": str(service),
+                "TOKENSVC_EMULATOR_PORT": str(emulator),
+                "TOKENSVC_DATA_DIR": str(dev.data_dir),
+            },
+        )
+        expect_one_line(done, str(dev.data_dir), "another `tokensvc dev` runs there")
+        with dev.client() as client:
+            assert client.post("/v1/tokens", json={"stageArn": dev.stage_arn}).status_code == 201
+
+
 def test_file_in_place_of_the_data_folder_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("not a folder")
     done = run_to_end(

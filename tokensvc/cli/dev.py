@@ -7,11 +7,14 @@ and a caller, all under one folder. What the first start makes, the next one use
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -78,8 +81,10 @@ def dev(
             "TOKENSVC_AWS_ENDPOINT_URL is set, and `dev` brings its own emulator: unset it,"
             " or use `tokensvc serve`"
         )
+    started = time.perf_counter()
     _make_folder(settings.data_dir)
-    run_loop(_run(settings, time.perf_counter()))
+    with _alone_in(settings.data_dir):
+        run_loop(_run(settings, started))
 
 
 async def _run(settings: Settings, started: float) -> None:
@@ -124,6 +129,24 @@ def _make_folder(path: Path) -> None:
         ) from error
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigurationError(f"the data folder {path} cannot be written to")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others out of the data folder, whose emulator writes over what another one knows."""
+    # The system lets the lock go with the process, however that ends; no file tells of one that is gone.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            why = "another `tokensvc dev` runs there"
+            if not isinstance(error, BlockingIOError):
+                why = f"it cannot be locked: {error.strerror}"
+            raise ConfigurationError(f"the data folder {folder} is not free: {why}") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _for_emulator(settings: Settings, emulator: EmulatorConfig) -> Settings:
