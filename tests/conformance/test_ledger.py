@@ -439,7 +439,7 @@ async def test_an_expired_claim_gives_way(writer):
     assert await writer.record([row()], claim('"p2"')) is None
 
 
-@pytest.mark.parametrize("times", [1, 2, 9])
+@pytest.mark.parametrize("times", [1, 3, 9])
 async def test_a_claim_whose_place_was_taken_and_is_free_again_is_stored(
     writer, ledger, monkeypatch, times
 ):
@@ -449,8 +449,7 @@ async def test_a_claim_whose_place_was_taken_and_is_free_again_is_stored(
     def in_the_way(*given):
         nonlocal left
         left -= 1
-        if left < 0:
-            insert(*given)
+        return insert(*given) if left < 0 else 0
 
     monkeypatch.setattr(idempotency, "insert_absent", in_the_way)
     mine = claim('"p1"')

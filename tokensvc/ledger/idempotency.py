@@ -173,11 +173,14 @@ def claim_all(
     late: dict[Claim, StoredAnswer] = {}
     for start in range(0, len(claims), _CLAIMS_PER_STATEMENT):
         some = claims[start : start + _CLAIMS_PER_STATEMENT]
+        # In one order on every replica, so that two of them cannot deadlock; the sort is stable.
+        ordered = sorted(some, key=lambda claim: claim.ref.key_sha256)
+        if insert_absent(connection, records, [_values(claim) for claim in ordered]) == len(some):
+            continue
+        # Something was in the way of one, most likely an answer to the same request.
         owners = _by_owner([claim.ref for claim in some])
         for owner in owners:
             connection.execute(_FORGET, {**owner, "now": now})
-        # In one order on every replica, so that two of them cannot deadlock; the sort is stable.
-        ordered = sorted(some, key=lambda claim: claim.ref.key_sha256)
         standing = _insert(connection, ordered, owners)
         for claim in some:
             row = standing[_key_of(claim.ref)]

@@ -17,8 +17,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Column, Connection, Float, Integer, Table
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Column, Connection, Float, Integer, LargeBinary, Table
 
 from tokensvc.store.outside import Alone, execute_outside
 
@@ -51,10 +50,8 @@ def insert_rows(
     the transaction is at its end: SQLite has rolled it back, or it is to be. Rows are numbered in any order.
     """
     if connection.dialect.name == "postgresql":
-        statement = _unnest_statement(table, columns)
-        for start in range(0, len(rows), ROWS_PER_STATEMENT):
-            some = rows[start : start + ROWS_PER_STATEMENT]
-            connection.exec_driver_sql(statement, tuple(map(list, zip(*some, strict=True))))
+        for insert, columns_of_some in _unnested(_unnest_statement(table, columns), rows):
+            connection.exec_driver_sql(insert, columns_of_some)
         return
     for insert, values in _inserts(table, columns, rows, alike):
         connection.exec_driver_sql(insert, values)
@@ -112,6 +109,13 @@ def _inserts(
         if len(kinds) > 1:
             group = [row for row, its in zip(rows, common_of, strict=True) if its == common]
         yield from _filled(statement_of, len(each), list(map(of_each, group)), common)
+
+
+def _unnested(statement: str, rows: Sequence[Sequence[object]]) -> Iterator[_Statement]:
+    """Yield a statement of PostgreSQL's for as many rows as it takes at once, with a list for each column."""
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        some = rows[start : start + ROWS_PER_STATEMENT]
+        yield statement, tuple(map(list, zip(*some, strict=True)))
 
 
 def _filled(
@@ -172,25 +176,27 @@ def _array_type(column: Column[Any]) -> str:
         return "bigint[]"
     if isinstance(column.type, Float):
         return "float8[]"
+    if isinstance(column.type, LargeBinary):
+        return "bytea[]"
     # Not VARCHAR(n): a cast to that cuts what is too long, and says nothing.
     return "text[]"
 
 
-def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
+def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> int:
     """Insert the rows that break no unique constraint, and leave out the others (ON CONFLICT DO NOTHING).
 
-    All of them have the same columns, of text, numbers and bytes, which SQLite's driver gets as they are.
-    Where another transaction is about to insert the same key, PostgreSQL waits for its end.
+    All of them have the same columns, of text, numbers and bytes, which the driver gets as they are.
+    Where another transaction is about to insert the same key, PostgreSQL waits for its end. Returns how
+    many were inserted.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
-        return
     # Many rows in one statement, as in `insert_rows`.
     columns = tuple(rows[0])
     values = [[row[name] for name in columns] for row in rows]
-    statement_of = partial(_absent_statement, table, columns)
-    for insert, of_some in _filled(statement_of, len(columns), values):
-        connection.exec_driver_sql(insert, of_some)
+    if connection.dialect.name == "postgresql":
+        found = _unnested(f"{_unnest_statement(table, columns)} ON CONFLICT DO NOTHING", values)
+    else:
+        found = _filled(partial(_absent_statement, table, columns), len(columns), values)
+    return sum(connection.exec_driver_sql(insert, of_some).rowcount for insert, of_some in found)
 
 
 @lru_cache(maxsize=128)
