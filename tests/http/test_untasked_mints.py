@@ -13,16 +13,17 @@ import pytest
 
 from tests.http.both_ways import Watcher
 from tests.http.crowd import Ask, Crowd, Gate, Visitor
+from tests.http.issuer import AUDIENCE, Issuer
 from tests.http.support import REGION, Service, stage_arn
-from tests.http.test_oidc import AUDIENCE, Issuer, issuer
+from tests.http.test_oidc import issuer
 from tests.http.test_server import listening, until
 from tokensvc.callers.oidc import CallerAuthenticator
-from tokensvc.errors import NoSigningKeyError
+from tokensvc.errors import NoSigningKeyError, StoreUnavailableError
 from tokensvc.http import direct_mint
 from tokensvc.http.protocol import BoundedHttpProtocol
 from tokensvc.issuing.issuer import TokenIssuer
 from tokensvc.keyring.view import RingView
-from tokensvc.ledger import LedgerWriter
+from tokensvc.ledger import IdempotencyStore, LedgerWriter
 from tokensvc.policy.gate import PolicyGate
 from tokensvc.telemetry.access_log import AccessLog
 from tokensvc.telemetry.metrics import Metrics
@@ -32,6 +33,18 @@ __all__ = ["issuer"]
 USERS = ["ana", "bad", "cem"]
 OUT_OF_ORDER = RuntimeError("out of order")
 ASKS = [Ask.of(userId=user) for user in USERS]
+
+
+def keyed(ask: Ask, key: bytes) -> Ask:
+    return replace(ask, headers={**ask.headers, "idempotency-key": key})
+
+
+@pytest.fixture(params=["plain", "keyed"])
+def asks(request: pytest.FixtureRequest) -> list[Ask]:
+    """Requests without and with an Idempotency-Key of their own."""
+    if request.param == "plain":
+        return [*ASKS]
+    return [keyed(ask, b"key-%d" % number) for number, ask in enumerate(ASKS)]
 
 
 @pytest.fixture
@@ -71,10 +84,14 @@ async def still_mints(crowd: Crowd) -> None:
 
 @pytest.mark.parametrize("ban", [{"userId": "bad"}, {"stageArn": stage_arn(), "userId": "bad"}])
 async def test_who_is_banned_before_the_commit_ends_gets_no_token(
-    crowd: Crowd, log: io.StringIO, monkeypatch: pytest.MonkeyPatch, ban: dict[str, str]
+    crowd: Crowd,
+    log: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    asks: list[Ask],
+    ban: dict[str, str],
 ):
     gate = Gate(monkeypatch)
-    visitors = await crowd.arrive(*ASKS)
+    visitors = await crowd.arrive(*asks)
     await gate.reached.wait()
     assert not tasks(crowd)
     made = await crowd.post("/v1/bans", ban)
@@ -159,7 +176,7 @@ STEPS: dict[str, tuple[Any, str, Any]] = {
     "read": (direct_mint, "read_wanted_token", is_of_bad),
     "admit": (PolicyGate, "admit_at_hand", is_of_bad),
     "sign": (TokenIssuer, "sign", is_of_bad),
-    "record": (LedgerWriter, "record_for", lambda *given: is_of_bad(given[-1])),
+    "record": (LedgerWriter, "record_for", is_of_bad),
     "admit again": (TokenIssuer, "admit", after_the_commit),
     "answer": (direct_mint, "minted", answers_bad),
 }
@@ -167,11 +184,11 @@ STEPS: dict[str, tuple[Any, str, Any]] = {
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_bug_in_one_step_of_one_request_is_that_ones_500(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, step: str
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, asks: list[Ask], step: str
 ):
-    asks = [*ASKS]
     if step == "recognise":
-        asks[1] = replace(asks[1], headers={"authorization": b"Bearer bad"})
+        headers = {**asks[1].headers, "authorization": b"Bearer bad"}
+        asks[1] = replace(asks[1], headers=headers)
     owner, name, when = STEPS[step]
     fails(monkeypatch, owner, name, when)
     visitors = await crowd.arrive(*asks)
@@ -185,6 +202,75 @@ async def test_a_bug_in_one_step_of_one_request_is_that_ones_500(
     told = [line["request_id"] for line in lines if line["event"] == "request"][-3:]
     assert sorted(told) == ["r0", "r1", "r2"]
     await still_mints(crowd)
+
+
+# --- requests that name themselves ------------------------------------------------------------------
+
+
+async def test_of_the_same_request_twice_in_one_turn_both_get_the_one_token(crowd: Crowd):
+    before = len(crowd.users())
+    visitors = await crowd.arrive(*[keyed(ASKS[0], b"K")] * 3, ASKS[2])
+    answers = [await visitor.client.answer() for visitor in visitors]
+    assert [status for status, _, _ in answers] == [201] * 4
+    ids = [body["participantId"] for _, _, body in answers]
+    assert len(set(ids)) == 2
+    assert len(set(ids[:3])) == 1
+    assert sorted(crowd.users()[before:]) == ["ana", "cem"]
+    # And so does who asks again.
+    (again,) = await crowd.arrive(keyed(ASKS[0], b"K"))
+    assert (await again.client.answer())[2]["participantId"] == ids[0]
+    assert len(crowd.users()) == before + 2
+
+
+async def test_of_two_requests_under_one_key_in_one_turn_one_is_a_conflict(crowd: Crowd):
+    before = len(crowd.users())
+    visitors = await crowd.arrive(keyed(ASKS[0], b"K"), keyed(ASKS[1], b"K"))
+    answers = [await visitor.client.answer() for visitor in visitors]
+    assert [status for status, _, _ in answers] == [201, 409]
+    assert answers[1][2]["code"] == "idempotency_conflict"
+    assert crowd.users()[before:] == ["ana"]
+    await still_mints(crowd)
+
+
+async def test_new_requests_that_name_themselves_have_no_task(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+):
+    ran: list[Any] = []
+    run = BoundedHttpProtocol.run
+
+    def noted(protocol: BoundedHttpProtocol, work: Any) -> None:
+        ran.append(work)
+        run(protocol, work)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "run", noted)
+    count = 2 * direct_mint.TOGETHER + 1
+    asks = [keyed(Ask.of(userId=f"u{n}"), b"%d" % n) for n in range(count)]
+    visitors = await crowd.arrive(*asks)
+    assert await statuses(visitors) == [201] * count
+    assert not ran
+    (again,) = await crowd.arrive(asks[0])
+    assert await statuses([again]) == [201]
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailableError("Down."), OUT_OF_ORDER])
+async def test_where_it_cannot_be_told_whether_a_request_repeats_one_it_is_refused(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, fault: Exception
+):
+    before = len(crowd.users())
+    with monkeypatch.context() as patch:
+
+        async def fails(*_: object) -> None:
+            raise fault
+
+        patch.setattr(IdempotencyStore, "_look_up", fails)
+        visitors = await crowd.arrive(keyed(ASKS[0], b"K"), ASKS[1], keyed(ASKS[2], b"L"))
+        answers = [await visitor.client.answer() for visitor in visitors]
+    refused = 503 if isinstance(fault, StoreUnavailableError) else 500
+    assert [status for status, _, _ in answers] == [refused, 201, refused]
+    assert crowd.users()[before:] == ["bad"]
+    visitors = await crowd.arrive(keyed(ASKS[0], b"K"))
+    assert await statuses(visitors) == [201]
 
 
 class BrokenTransport:

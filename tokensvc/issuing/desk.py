@@ -35,6 +35,7 @@ from tokensvc.issuing.repetition import Repetition, knows
 from tokensvc.issuing.slices import LoopSlices
 from tokensvc.ledger.idempotency import Claim, IdempotencyRef
 from tokensvc.ledger.row import PARTICIPANT
+from tokensvc.ledger.waiting import Waiter
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import TokenRequest, WantedToken
 from tokensvc.tokens.connection import ConnectionRequest
@@ -48,6 +49,10 @@ class Answers(Protocol):
 
     async def find(self, ref: IdempotencyRef, now: float) -> str | None:
         """Return the stored answer; raises IdempotencyConflictError and StoreUnavailableError."""
+        ...
+
+    def find_for(self, waiter: Waiter, ref: IdempotencyRef, now: float) -> None:
+        """Tell `waiter` what `find` returns or raises."""
         ...
 
 
@@ -104,9 +109,26 @@ class TokenDesk:
         """
         return await self._stored(ref) is not None
 
-    def mint_for(self, taker: Taker, request: TokenRequest, caller_id: str | None) -> bool:
-        """Issue one participant token, where there is no `ref`; see `TokenIssuer.issue_for`."""
-        return self._issuer.issue_for(taker, request, caller_id)
+    def find_for(self, waiter: Waiter, ref: IdempotencyRef) -> None:
+        """Tell `waiter` what was answered under `ref`; None where nothing was, as `has_answered` tells."""
+        self._answers.find_for(waiter, ref, self._clock())
+
+    def mint_for(
+        self,
+        taker: Taker,
+        request: TokenRequest,
+        caller_id: str | None,
+        ref: IdempotencyRef | None = None,
+    ) -> bool:
+        """Issue one participant token, new under its `ref`; see `TokenIssuer.issue_for`."""
+        claim_of = None if ref is None else lambda draft: self._claim(ref, [draft])
+        return self._issuer.issue_for(taker, request, caller_id, claim_of)
+
+    async def repeat(
+        self, request: TokenRequest, stored: str, caller_id: str | None
+    ) -> IssuedToken:
+        """Answer as another request under the same `ref` was, which `Taker.repeat` was told."""
+        return await self._repetition.token(request, _only(kept(stored)), caller_id)
 
     async def mint(
         self,
@@ -126,7 +148,7 @@ class TokenDesk:
             if late is None:
                 self._issuer.admit(request, draft.token.participant_id)
                 return draft.token
-            known = kept(late)
+            return await self.repeat(request, late, caller_id)
         return await self._repetition.token(request, _only(known), caller_id)
 
     async def mint_batch(

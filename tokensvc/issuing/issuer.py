@@ -29,7 +29,7 @@ from tokensvc.issuing.issued import (
 from tokensvc.ivs.gateway import IvsToken
 from tokensvc.ledger.idempotency import Claim
 from tokensvc.ledger.row import LedgerRow
-from tokensvc.ledger.writer import Waiter
+from tokensvc.ledger.waiting import Waiter
 from tokensvc.signing.signing_key import SigningKey
 from tokensvc.tokens.arn import StageArn
 from tokensvc.tokens.claims import StageEndpoints, TokenRequest
@@ -93,7 +93,7 @@ class Recorder(Protocol):
         """Record `rows`, or return what another request has answered under the same claim."""
         ...
 
-    def record_for(self, waiter: Waiter, row: LedgerRow) -> None:
+    def record_for(self, waiter: Waiter, row: LedgerRow, claim: Claim | None = None) -> None:
         """Record one row and tell `waiter`, as `record` would return or raise."""
         ...
 
@@ -129,6 +129,10 @@ class Taker(Protocol):
 
     def hand_out(self, issued: IssuedToken) -> None:
         """Take the token, which may leave now."""
+        ...
+
+    def repeat(self, stored: str) -> None:
+        """Take what another request has answered meanwhile under the same claim: to be answered instead."""
         ...
 
     def refuse(self, error: Exception) -> None:
@@ -183,17 +187,19 @@ class TokenIssuer:
         taker: Taker,
         request: TokenRequest,
         caller_id: str | None,
+        claim_of: Callable[[Draft], Claim] | None = None,
     ) -> bool:
         """Issue one token as `issue` does, and tell `taker` what that would return or raise.
 
         It has no task that waits, so it is only for what needs to wait for nothing but the ledger.
         Anything else is told by False: then nothing was done, and `issue` does it. Raises what `issue`
-        raises before it waits; then `taker` is told nothing.
+        raises before it waits; then `taker` is told nothing. With `claim_of`, the claim is recorded with it.
         """
         draft = self._draft_at_hand(request, caller_id)
         if draft is None:
             return False
-        self._ledger.record_for(_Handing(self, request, draft.token, taker), draft.row)
+        claim = None if claim_of is None else claim_of(draft)
+        self._ledger.record_for(_Handing(self, request, draft.token, taker), draft.row, claim)
         return True
 
     async def draft(self, request: TokenRequest, caller_id: str | None) -> Draft:
@@ -369,7 +375,10 @@ class _Handing(msgspec.Struct, eq=False):
     def done(self) -> bool:
         return False
 
-    def set_result(self, _: str | None) -> None:
+    def set_result(self, late: str | None) -> None:
+        if late is not None:
+            self.taker.repeat(late)
+            return
         try:
             self.issuer.admit(self.request, self.token.participant_id)
         except Exception as refusal:  # noqa: BLE001 - handed on

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tokensvc.errors import IdempotencyConflictError, StoreUnavailableError, TokenServiceError
+from tokensvc.ledger.waiting import Waiter
 from tokensvc.store.faults import store_faults
 from tokensvc.store.inserts import insert_absent
 from tokensvc.store.tables import idempotency_records as records
@@ -100,13 +101,16 @@ class IdempotencyStore:
         Raises IdempotencyConflictError where the key was used with another request, and
         StoreUnavailableError.
         """
-        loop = asyncio.get_running_loop()
-        question = _Question(ref, loop.create_future())
-        self._asked.append(question)
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.find_for(answer, ref, now)
+        return await answer
+
+    def find_for(self, waiter: Waiter, ref: IdempotencyRef, now: float) -> None:
+        """Tell `waiter` what `find` returns or raises: without a task that waits."""
+        self._asked.append(_Question(ref, now, waiter))
         if self._answering is None:
+            loop = asyncio.get_running_loop()
             self._answering = loop.create_task(self._answer(), name="idempotency look-ups")
-        found = await question.answer
-        return None if found is None or found.expires_at <= now else found.answer.to(ref)
 
     async def _answer(self) -> None:
         try:
@@ -150,15 +154,23 @@ _Key: TypeAlias = tuple[str, str, bytes]
 
 class _Question(NamedTuple):
     ref: IdempotencyRef
-    answer: asyncio.Future[_Found | None]
+    now: float
+    waiter: Waiter
 
     def tell(self, found: _Found | None) -> None:
-        if not self.answer.done():
-            self.answer.set_result(found)
+        result = None
+        if found is not None and found.expires_at > self.now:
+            try:
+                result = found.answer.to(self.ref)
+            except IdempotencyConflictError as conflict:
+                self.fail(conflict)
+                return
+        if not self.waiter.done():
+            self.waiter.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if not self.waiter.done():
+            self.waiter.set_exception(error)
 
 
 def claim_all(

@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -41,6 +41,7 @@ from tokensvc.errors import (
 from tokensvc.ledger.company import Company
 from tokensvc.ledger.idempotency import Claim, StoredAnswer, claim_all
 from tokensvc.ledger.row import LedgerRow, endpoints_id
+from tokensvc.ledger.waiting import Waiter
 from tokensvc.store.inserts import Insertion, insert_absent
 from tokensvc.store.tables import issued_tokens, stage_endpoints
 from tokensvc.store.transactions import Transactions
@@ -90,22 +91,6 @@ ALIKE: Final = ("kind", "region", "key_id", "key_arn", "issuer")
 """What is the same in all rows of a commit, but for a few other keys."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Waiter(Protocol):
-    """Who waits for rows to be recorded: a future, or whoever behaves like one. Raises nothing."""
-
-    def done(self) -> bool:
-        """Tell whether nobody waits any more."""
-        ...
-
-    def set_result(self, result: str | None, /) -> None:
-        """Take what `record` returns."""
-        ...
-
-    def set_exception(self, error: Exception, /) -> None:
-        """Take what `record` raises."""
-        ...
 
 
 class _Entry(msgspec.Struct, eq=False):
@@ -220,15 +205,15 @@ class LedgerWriter:
         answer = self._promise(rows, claim, now)
         return None if answer is None else await answer
 
-    def record_for(self, waiter: Waiter, row: LedgerRow) -> None:
+    def record_for(self, waiter: Waiter, row: LedgerRow, claim: Claim | None = None) -> None:
         """Record one row as `record` does, and tell `waiter`: without a task that waits.
 
         Where nobody has to wait (`relaxed`), it is told before this returns. Raises what `record` raises
         at once, LedgerBusyError and StoreUnavailableError; then it is not told.
         """
         now = self._room_for(1)
-        if self._durability == "durable":
-            self._enter((row,), None, waiter, now)
+        if self._durability == "durable" or claim is not None:
+            self._enter((row,), claim, waiter, now)
         else:
             self._enter((row,), None, None, now)
             waiter.set_result(None)
