@@ -15,9 +15,9 @@ import asyncio
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
 from sqlalchemy import Connection, Row, and_, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -41,8 +41,7 @@ _LOOKUPS_PER_STATEMENT: Final = 200
 _ATTEMPTS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyRef:
+class IdempotencyRef(msgspec.Struct, frozen=True, gc=False):
     """Names a repeatable request: who sent it, where to, under which key, and what it asked."""
 
     caller_id: str
@@ -51,8 +50,7 @@ class IdempotencyRef:
     request_sha256: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """An answer about to be stored for a request; `expires_at` is in Unix seconds, `result` is JSON."""
 
     ref: IdempotencyRef
@@ -224,11 +222,12 @@ def _key_of(ref: IdempotencyRef) -> _Key:
 
 
 def _values(claim: Claim) -> dict[str, object]:
+    ref = claim.ref
     return {
-        "caller_id": claim.ref.caller_id,
-        "route": claim.ref.route,
-        "key_sha256": claim.ref.key_sha256,
-        "request_sha256": claim.ref.request_sha256,
+        "caller_id": ref.caller_id,
+        "route": ref.route,
+        "key_sha256": ref.key_sha256,
+        "request_sha256": ref.request_sha256,
         "result": claim.result,
         "expires_at": claim.expires_at,
     }
