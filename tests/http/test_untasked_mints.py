@@ -48,6 +48,20 @@ def asks(request: pytest.FixtureRequest) -> list[Ask]:
 
 
 @pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was answered in a task."""
+    ran: list[Any] = []
+    run = BoundedHttpProtocol.run
+
+    def noted(protocol: BoundedHttpProtocol, work: Any) -> None:
+        ran.append(work)
+        run(protocol, work)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "run", noted)
+    return ran
+
+
+@pytest.fixture
 async def crowd(stopped: Service, log: io.StringIO) -> AsyncIterator[Crowd]:
     """A service that knows its stage, so that nothing has to be waited for but the ledger."""
     async with listening(stopped) as server:
@@ -232,17 +246,7 @@ async def test_of_two_requests_under_one_key_in_one_turn_one_is_a_conflict(crowd
     await still_mints(crowd)
 
 
-async def test_new_requests_that_name_themselves_have_no_task(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
-):
-    ran: list[Any] = []
-    run = BoundedHttpProtocol.run
-
-    def noted(protocol: BoundedHttpProtocol, work: Any) -> None:
-        ran.append(work)
-        run(protocol, work)
-
-    monkeypatch.setattr(BoundedHttpProtocol, "run", noted)
+async def test_new_requests_that_name_themselves_have_no_task(crowd: Crowd, ran: list[Any]):
     count = 2 * direct_mint.TOGETHER + 1
     asks = [keyed(Ask.of(userId=f"u{n}"), b"%d" % n) for n in range(count)]
     visitors = await crowd.arrive(*asks)
@@ -441,19 +445,11 @@ def limited(service: Service, folder: Path, caller: str = "all") -> None:
 
 
 async def test_mints_of_a_stage_that_is_not_known_yet_are_counted_once_and_answered_in_tasks(
-    stopped: Service, log: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Service, log: io.StringIO, tmp_path: Path, ran: list[Any]
 ):
     limited(stopped, tmp_path)
     async with listening(stopped) as server:
         crowd = Crowd(server, log)
-        ran: list[Any] = []
-        run = BoundedHttpProtocol.run
-
-        def noted(protocol: BoundedHttpProtocol, work: Any) -> None:
-            ran.append(work)
-            run(protocol, work)
-
-        monkeypatch.setattr(BoundedHttpProtocol, "run", noted)
         answers = []
         for _ in range(2):
             visitors = await crowd.arrive(*[Ask.of(stageArn=stage_arn("stage2"))] * 3)
