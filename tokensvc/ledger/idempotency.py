@@ -144,7 +144,14 @@ class IdempotencyStore:
 
 class _Found(NamedTuple):
     answer: StoredAnswer
-    expires_at: float
+    expires_at: object
+    """Unix seconds; in a damaged row anything, since SQLite stores any type."""
+
+    def at(self, now: float, ref: IdempotencyRef) -> str | None:
+        """Return the result for a request, if it is in force; one that is damaged is."""
+        if isinstance(self.expires_at, (int, float)) and self.expires_at <= now:
+            return None
+        return self.answer.to(ref)
 
 
 _Key: TypeAlias = tuple[str, str, bytes]
@@ -156,13 +163,11 @@ class _Question(NamedTuple):
     waiter: Waiter
 
     def tell(self, found: _Found | None) -> None:
-        result = None
-        if found is not None and found.expires_at > self.now:
-            try:
-                result = found.answer.to(self.ref)
-            except IdempotencyConflictError as conflict:
-                self.fail(conflict)
-                return
+        try:
+            result = None if found is None else found.at(self.now, self.ref)
+        except IdempotencyConflictError as conflict:
+            self.fail(conflict)
+            return
         if not self.waiter.done():
             self.waiter.set_result(result)
 
