@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tokensvc.ledger import LedgerRow, LedgerWriter
+from tokensvc.ledger import Claim, LedgerRow, LedgerWriter
+from tokensvc.ledger.idempotency import StoredAnswer
 from tokensvc.tokens.claims import StageEndpoints
 
 NOW = 1_800_000_000
@@ -51,6 +52,8 @@ class Transactions:
         self.open = asyncio.Event()
         self.open.set()
         self.begun = asyncio.Event()
+        self.late: dict[Claim, StoredAnswer] = {}
+        """The claims that come too late, and what stands."""
 
     async def run(self, operation: str, work: Callable[[Connection], Any]) -> Any:
         self.operations += 1
@@ -59,7 +62,7 @@ class Transactions:
         await self.open.wait()
         if self.fault is not None and (self.faulty is None or number in self.faulty):
             raise self.fault
-        return {}
+        return self.late
 
     async def aclose(self) -> None: ...
 

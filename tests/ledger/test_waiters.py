@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from tests.ledger.support import Age, Transactions, make, row
-from tokensvc.errors import LedgerBusyError, StoreRefusedError, StoreUnavailableError
-from tokensvc.ledger import LedgerRow, LedgerWriter
+from tests.ledger.support import NOW, Age, Transactions, make, row
+from tokensvc.errors import (
+    IdempotencyConflictError,
+    LedgerBusyError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from tokensvc.ledger import Claim, LedgerRow, LedgerWriter, idempotency_ref
+from tokensvc.ledger.idempotency import StoredAnswer
 from tokensvc.ledger.writer import MAX_RECORD_SECONDS, SHED_AFTER_SECONDS
 from tokensvc.store.inserts import Insertion
 
@@ -24,6 +30,7 @@ class Waiting:
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
         self.told: list[object] = []
+        self.claim: Claim | None = None
 
     def done(self) -> bool:
         return self.gone
@@ -82,6 +89,28 @@ async def test_relaxed_tells_at_once_and_the_row_follows(transactions: Transacti
     await writer.aclose()
     assert waiting.told == [None]
     assert writer.counts()["committed"] == 1
+
+
+@pytest.mark.parametrize("durability", ["durable", "relaxed"])
+async def test_with_a_claim_everybody_waits_for_the_commit(
+    transactions: Transactions, age: Age, durability: str
+):
+    writer = make(transactions, age, durability=durability)
+    claims = [Claim(idempotency_ref("c", "r", key, b""), "{}", NOW + 1) for key in ("new", "late")]
+    late = StoredAnswer(claims[1].ref.request_sha256, '"before"')
+    other = idempotency_ref("c", "r", "late", b"other")
+    transactions.late = {claims[1]: late, Claim(other, "{}", NOW + 1): late}
+    waiting = [Waiting() for _ in range(3)]
+    for one, claim in zip(waiting, transactions.late.keys() | {claims[0]}, strict=True):
+        writer.record_for(one, row(), claim)
+        one.claim = claim
+    assert [one.told for one in waiting] == [[], [], []]
+    writer.start()
+    await writer.aclose()
+    told = {one.claim: one.told for one in waiting}
+    assert told[claims[0]] == [None]
+    assert told[claims[1]] == ['"before"']
+    told_once(next(one for one in waiting if one.claim.ref == other), IdempotencyConflictError)
 
 
 async def test_a_relaxed_row_that_is_lost_is_counted_and_told_to_nobody(
