@@ -62,6 +62,24 @@ def test_of_rows_that_may_be_there_the_others_are_inserted_once_and_in_few_state
     assert len(set(made)) <= 15
 
 
+def test_a_row_that_is_wrong_undoes_the_transaction_and_the_next_one_begins_anew():
+    engine = create_engine("sqlite://")
+    names = Table(
+        "names",
+        MetaData(),
+        Column("name", Text, unique=True, nullable=False),
+        Column("of", Integer),
+    )
+    names.create(engine)
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        assert insert_absent(connection, names, [{"name": "a", "of": 1}]) == 1
+        insert_absent(connection, names, [{"name": "b", "of": 2}, {"name": None, "of": 3}])
+    with engine.begin() as connection:
+        assert insert_absent(connection, names, [{"name": "c", "of": 4}] * 2) == 1
+        assert insert_absent(connection, names, [{"of": 5, "name": "c"}]) == 0
+        assert connection.execute(select(names)).all() == [("c", 4)]
+
+
 COLUMNS = ("kind", "number", "place", "name")
 
 

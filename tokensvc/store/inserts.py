@@ -185,13 +185,13 @@ def _array_type(column: Column[Any]) -> str:
 def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> int:
     """Insert the rows that break no unique constraint, and leave out the others (ON CONFLICT DO NOTHING).
 
-    All of them have the same columns, of text, numbers and bytes, which the driver gets as they are.
-    Where another transaction is about to insert the same key, PostgreSQL waits for its end. Returns how
-    many were inserted.
+    All of them have the same columns, two or more, of text, numbers and bytes, which the driver gets as they
+    are. Where another transaction is about to insert the same key, PostgreSQL waits for its end. Returns
+    how many were inserted. When it raises, the transaction is at its end, as with `insert_rows`.
     """
     # Many rows in one statement, as in `insert_rows`.
     columns = tuple(rows[0])
-    values = [[row[name] for name in columns] for row in rows]
+    values = list(map(itemgetter(*columns), rows))
     if connection.dialect.name == "postgresql":
         found = _unnested(f"{_unnest_statement(table, columns)} ON CONFLICT DO NOTHING", values)
     else:
@@ -202,5 +202,6 @@ def insert_absent(connection: Connection, table: Table, rows: Sequence[dict[str,
 @lru_cache(maxsize=128)
 def _absent_statement(table: Table, columns: tuple[str, ...], room: int) -> str:
     into = f"{table.name} ({', '.join(columns)})"
-    # Names of our own tables and columns; every value is a parameter.
-    return f"INSERT INTO {into} {_values(columns, room)} ON CONFLICT DO NOTHING"
+    # Names of our own tables and columns; every value is a parameter. OR ROLLBACK as above: for what else
+    # is wrong with a row, such as no value where there must be one.
+    return f"INSERT OR ROLLBACK INTO {into} {_values(columns, room)} ON CONFLICT DO NOTHING"
