@@ -71,9 +71,14 @@ def test_a_row_that_is_wrong_undoes_the_transaction_and_the_next_one_begins_anew
         Column("of", Integer),
     )
     names.create(engine)
-    with pytest.raises(IntegrityError), engine.begin() as connection:
-        assert insert_absent(connection, names, [{"name": "a", "of": 1}]) == 1
-        insert_absent(connection, names, [{"name": "b", "of": 2}, {"name": None, "of": 3}])
+
+    def insert() -> None:
+        with engine.begin() as connection:
+            assert insert_absent(connection, names, [{"name": "a", "of": 1}]) == 1
+            insert_absent(connection, names, [{"name": "b", "of": 2}, {"name": None, "of": 3}])
+
+    with pytest.raises(IntegrityError):
+        insert()
     with engine.begin() as connection:
         assert insert_absent(connection, names, [{"name": "c", "of": 4}] * 2) == 1
         assert insert_absent(connection, names, [{"of": 5, "name": "c"}]) == 0
