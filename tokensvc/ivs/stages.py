@@ -336,12 +336,14 @@ class StageEndpointCache:
         return fetched
 
     def _refuse_making_up(self, region: str, caller: str) -> None:
-        place = (region, caller)
-        ahead = self._made_up.get(place, 0.0) - self._clock()
+        place, now = (region, caller), self._clock()
+        ahead = self._made_up.get(place, 0.0) - now
         if ahead <= 0:
             return
-        # A clock that was set back keeps nobody out for longer.
-        ahead = min(ahead, _NONE_AT_ONCE * _NONE_SECONDS)
+        if ahead > _NONE_AT_ONCE * _NONE_SECONDS:
+            # The clock was set back, which keeps nobody out for longer.
+            ahead = _NONE_AT_ONCE * _NONE_SECONDS
+            self._made_up[place] = now + ahead
         wait = ahead + (self._lookups_of[place] + 1 - _NONE_AT_ONCE) * _NONE_SECONDS
         if wait > 0:
             raise IvsThrottledError(
